@@ -1,0 +1,1 @@
+//! JSON documents to the VMM's own types.

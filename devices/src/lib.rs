@@ -1,0 +1,1 @@
+//! Everything a guest can touch through a bus.

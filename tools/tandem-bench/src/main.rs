@@ -1,0 +1,3 @@
+//! tandem-bench
+
+fn main() {}

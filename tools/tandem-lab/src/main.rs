@@ -1,0 +1,3 @@
+//! tandem-lab
+
+fn main() {}

@@ -1,0 +1,3 @@
+//! tandem-vmm
+
+fn main() {}

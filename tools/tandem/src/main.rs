@@ -1,0 +1,3 @@
+//! tandem
+
+fn main() {}

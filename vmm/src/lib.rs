@@ -1,0 +1,4 @@
+//! Configuration to machine to lifecycle.
+
+pub mod bzimage;
+pub mod probe;
