@@ -1,0 +1,282 @@
+//! The 16550A serial port, on vm-superio's model.
+//!
+//! Output goes to whatever writer the owner gives. Input is offered with [`Serial::offer`], which takes
+//! what the guest's FIFO has room for; once the guest has read it empty, the "space" event fires and the
+//! owner offers more. So nothing typed is lost and nothing is buffered without bound.
+
+use std::io::{self, Write};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use vm_superio::Trigger;
+use vm_superio::serial::{Error, SerialEvents};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::bus::{Action, BusDevice};
+use crate::limit::LogLimit;
+
+type Model = vm_superio::Serial<Interrupt, InputSpace, Box<dyn Write + Send>>;
+
+/// Interrupt line of the port; the VMM connects it as an irqfd.
+struct Interrupt(EventFd);
+
+impl Trigger for Interrupt {
+    type E = io::Error;
+
+    fn trigger(&self) -> io::Result<()> {
+        self.0.write(1)
+    }
+}
+
+/// Tells the owner that the guest has read all of its input.
+struct InputSpace(EventFd);
+
+impl SerialEvents for InputSpace {
+    fn buffer_read(&self) {}
+    fn out_byte(&self) {}
+    fn tx_lost_byte(&self) {}
+    fn in_buffer_empty(&self) {
+        // The event is a level: when the counter is full already, the owner has yet to see it.
+        let _ = self.0.write(1);
+    }
+}
+
+/// A 16550A.
+pub struct Serial {
+    model: Mutex<Model>,
+    limit: LogLimit,
+}
+
+/// Saved [`Serial`]: registers by their names in the 16550 data sheet, and input not yet read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct SerialState {
+    pub divisor_latch_low: u8,
+    pub divisor_latch_high: u8,
+    pub interrupt_enable: u8,
+    pub interrupt_identification: u8,
+    pub line_control: u8,
+    pub line_status: u8,
+    pub modem_control: u8,
+    pub modem_status: u8,
+    pub scratch: u8,
+    pub input: Vec<u8>,
+}
+
+impl Serial {
+    /// First port of COM1.
+    pub const COM1: u64 = 0x3f8;
+    /// Bytes on the bus.
+    pub const LEN: u64 = 8;
+
+    /// A port that interrupts by `interrupt` and sends what the guest writes to `output`.
+    ///
+    /// `input_space` is written to when the guest has read all input; it should be non-blocking.
+    pub fn new(interrupt: EventFd, input_space: EventFd, output: Box<dyn Write + Send>) -> Self {
+        Self {
+            model: Mutex::new(Model::with_events(
+                Interrupt(interrupt),
+                InputSpace(input_space),
+                output,
+            )),
+            limit: LogLimit::default(),
+        }
+    }
+
+    /// Offers input and returns how many bytes from its start the guest's FIFO took, 0 when it is full.
+    ///
+    /// # Errors
+    /// The interrupt could not be raised.
+    pub fn offer(&self, input: &[u8]) -> io::Result<usize> {
+        match self.lock().enqueue_raw_bytes(input) {
+            Ok(taken) => Ok(taken),
+            Err(Error::FullFifo) => Ok(0),
+            Err(Error::Trigger(error) | Error::IOError(error)) => Err(error),
+        }
+    }
+
+    /// The state to carry on from elsewhere.
+    pub fn save(&self) -> SerialState {
+        let state = self.lock().state();
+        SerialState {
+            divisor_latch_low: state.baud_divisor_low,
+            divisor_latch_high: state.baud_divisor_high,
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            input: state.in_buffer,
+        }
+    }
+
+    /// A port that carries on from `state`; the other arguments are those of [`new`](Self::new).
+    ///
+    /// # Errors
+    /// `state` holds more input than the FIFO, or the interrupt could not be raised.
+    pub fn restore(
+        state: &SerialState,
+        interrupt: EventFd,
+        input_space: EventFd,
+        output: Box<dyn Write + Send>,
+    ) -> io::Result<Self> {
+        let model = vm_superio::SerialState {
+            baud_divisor_low: state.divisor_latch_low,
+            baud_divisor_high: state.divisor_latch_high,
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            in_buffer: state.input.clone(),
+        };
+        let model = Model::from_state(
+            &model,
+            Interrupt(interrupt),
+            InputSpace(input_space),
+            output,
+        )
+        .map_err(|error| match error {
+            Error::FullFifo => io::Error::new(
+                io::ErrorKind::InvalidData,
+                "more serial input than the FIFO holds",
+            ),
+            Error::Trigger(error) | Error::IOError(error) => error,
+        })?;
+        Ok(Self {
+            model: Mutex::new(model),
+            limit: LogLimit::default(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Model> {
+        self.model.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl BusDevice for Serial {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        // The registers are a byte wide; a wider access gets the bus's ones beyond the first.
+        if let Some(first) = data.first_mut() {
+            *first = self.lock().read(offset as u8);
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> Action {
+        if let Some(&value) = data.first()
+            && let Err(error) = self.lock().write(offset as u8, value)
+            && self.limit.allow()
+        {
+            match error {
+                Error::IOError(error) => log::warn!("serial output was lost: {error}"),
+                Error::Trigger(error) => log::warn!("serial interrupt was lost: {error}"),
+                // Only input fills the FIFO.
+                Error::FullFifo => {}
+            }
+        }
+        Action::Continue
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+    #[derive(Clone, Default)]
+    struct Output(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Output {
+        fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(buf);
+            Ok(buf.len())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn event() -> EventFd {
+        EventFd::new(EFD_NONBLOCK).unwrap()
+    }
+
+    fn read(serial: &Serial, offset: u64) -> u8 {
+        let mut data = [0xff];
+        serial.read(offset, &mut data);
+        data[0]
+    }
+
+    #[test]
+    fn output_reaches_the_writer() {
+        let output = Output::default();
+        let serial = Serial::new(event(), event(), Box::new(output.clone()));
+        for byte in b"hello" {
+            assert_eq!(serial.write(0, &[*byte]), Action::Continue);
+        }
+        assert_eq!(*output.0.lock().unwrap(), b"hello");
+    }
+
+    #[test]
+    fn input_is_taken_as_far_as_there_is_room_and_space_is_announced() {
+        let (interrupt, space) = (event(), event());
+        let serial = Serial::new(
+            interrupt.try_clone().unwrap(),
+            space.try_clone().unwrap(),
+            Box::new(io::sink()),
+        );
+        let _ = serial.write(1, &[1]); // interrupt on received data
+        let input: Vec<u8> = (0..200).collect();
+        let mut taken = 0;
+        let mut seen = Vec::new();
+        while taken < input.len() {
+            taken += serial.offer(&input[taken..]).unwrap();
+            if taken < input.len() {
+                assert_eq!(serial.offer(b"more").unwrap(), 0, "the FIFO is full");
+            }
+            assert!(interrupt.read().is_ok());
+            assert!(space.read().is_err());
+            while read(&serial, 5) & 1 != 0 {
+                seen.push(read(&serial, 0));
+            }
+            assert!(space.read().is_ok());
+        }
+        assert_eq!(seen, input);
+    }
+
+    #[test]
+    fn any_access_is_survived() {
+        let serial = Serial::new(event(), event(), Box::new(io::sink()));
+        for offset in 0..Serial::LEN {
+            for value in 0..=u8::MAX {
+                let _ = serial.write(offset, &[value, value]);
+                let mut data = [0; 4];
+                serial.read(offset, &mut data);
+            }
+        }
+    }
+
+    #[test]
+    fn state_survives_a_round_trip() {
+        let serial = Serial::new(event(), event(), Box::new(io::sink()));
+        let _ = serial.write(7, &[0x5a]);
+        serial.offer(b"abc").unwrap();
+        let state = serial.save();
+        let json = serde_json_round_trip(&state);
+        let again = Serial::restore(&json, event(), event(), Box::new(io::sink())).unwrap();
+        assert_eq!(again.save(), state);
+        assert_eq!(read(&again, 0), b'a');
+
+        let mut too_much = state;
+        too_much.input = vec![0; 4096];
+        assert!(Serial::restore(&too_much, event(), event(), Box::new(io::sink())).is_err());
+    }
+
+    fn serde_json_round_trip(state: &SerialState) -> SerialState {
+        serde_json::from_str(&serde_json::to_string(state).unwrap()).unwrap()
+    }
+}
