@@ -6,8 +6,10 @@ use std::fs::File;
 use std::io::{self, BufRead};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use super::decode::{self, DecodeError, SectionReader};
+use super::identity::FileId;
 use super::store::Store;
 use super::{BzImageError, BzImageHeader, MAX_PAYLOAD_BYTES, Payload, memfd, read_head};
 
@@ -37,12 +39,12 @@ pub struct KernelCache {
     dir: PathBuf,
 }
 
-/// What a bzImage is to the cache: its key and its payload.
+/// What a bzImage is to the cache: its identity and its payload.
 struct Image<'a> {
     file: &'a File,
     path: &'a Path,
     payload: Payload,
-    key: String,
+    id: FileId,
 }
 
 /// A failure on the way into the cache.
@@ -92,41 +94,77 @@ impl KernelCache {
         path: &Path,
     ) -> Result<(File, CacheOutcome), BzImageError> {
         let image = Image::read(file, path)?;
-        if let Some(entry) = Store::open(&self.dir)
-            .ok()
-            .and_then(|s| s.lookup(&image.key, image.payload.vmlinux_len))
+        let len = image.payload.vmlinux_len;
+        let store = Store::open(&self.dir).ok();
+        if let Some(store) = &store
+            && let Some(entry) = store
+                .recall(&image.id)
+                .and_then(|key| store.lookup(&key, len))
         {
             return Ok((entry, CacheOutcome::Hit));
         }
-        let made = self.make(&image);
-        let result = match made {
-            Err(MakeError::Cache(e)) => {
-                log::warn!(
-                    "kernel cache {} cannot be used ({e}): the vmlinux of {} stays in this process's memory and is decompressed again at each start; make the directory yours and writable, or set TANDEM_CACHE",
-                    self.dir.display(),
-                    path.display(),
-                );
-                image.to_memory().map(|file| (file, CacheOutcome::Uncached))
-            }
-            Err(MakeError::Kernel(e)) => Err(e),
-            Ok(done) => Ok(done),
+
+        let (settled, key) = (image.id.settled(SystemTime::now()), image.key()?);
+        let found = store.and_then(|store| store.lookup(&key, len));
+        let result = match found {
+            Some(entry) => Ok((entry, CacheOutcome::Hit)),
+            None => self
+                .make(&image, &key)
+                .or_else(|e| self.without_cache(&image, &key, e)),
         };
-        give_memory_back();
+        if settled && matches!(result, Ok((_, CacheOutcome::Hit | CacheOutcome::Miss))) {
+            self.remember(&image, &key);
+        }
         result
     }
 
+    /// Spares the next start the hashing, if the file is still what it was before it was hashed.
+    fn remember(&self, image: &Image<'_>, key: &str) {
+        let unchanged = image
+            .file
+            .metadata()
+            .is_ok_and(|meta| FileId::of(&meta) == image.id);
+        if unchanged && let Ok(store) = Store::open(&self.dir) {
+            // A shared cache of root's is not ours to write to: hashing again is slower and as right.
+            let _ = store.remember(&image.id, key);
+        }
+    }
+
+    /// Anonymous memory instead, if it is the cache that failed.
+    fn without_cache(
+        &self,
+        image: &Image<'_>,
+        key: &str,
+        e: MakeError,
+    ) -> Result<(File, CacheOutcome), BzImageError> {
+        let e = match e {
+            MakeError::Kernel(e) => return Err(e),
+            MakeError::Cache(e) => e,
+        };
+        log::warn!(
+            "kernel cache {} cannot be used ({e}): the vmlinux of {} stays in this process's memory and is decompressed again at each start; make the directory yours and writable, or set TANDEM_CACHE",
+            self.dir.display(),
+            image.path.display(),
+        );
+        let file = image.to_memory(key);
+        give_memory_back();
+        Ok((file?, CacheOutcome::Uncached))
+    }
+
     /// Makes the entry, or waits for the process that does.
-    fn make(&self, image: &Image<'_>) -> Result<(File, CacheOutcome), MakeError> {
+    fn make(&self, image: &Image<'_>, key: &str) -> Result<(File, CacheOutcome), MakeError> {
         let store = Store::create(&self.dir)?;
-        let lock = store.lock(&image.key)?;
-        if let Some(entry) = store.lookup(&image.key, image.payload.vmlinux_len) {
+        let lock = store.lock(key)?;
+        if let Some(entry) = store.lookup(key, image.payload.vmlinux_len) {
             return Ok((entry, CacheOutcome::Hit));
         }
-        let mut entry = store.start(&image.key, &lock)?;
-        image.decompress(&mut entry.file)?;
-        image.check(&entry.file).map_err(MakeError::Kernel)?;
-        let file = store.publish(&image.key, entry)?;
-        store.prune(&image.key, KEEP_ENTRIES);
+        let mut entry = store.start(key, &lock)?;
+        let decompressed = image.decompress(&mut entry.file);
+        give_memory_back();
+        decompressed?;
+        image.check(&entry.file, key).map_err(MakeError::Kernel)?;
+        let file = store.publish(key, entry)?;
+        store.prune(key, KEEP_ENTRIES);
         Ok((file, CacheOutcome::Miss))
     }
 }
@@ -142,7 +180,8 @@ impl<'a> Image<'a> {
             source,
         };
 
-        let len = file.metadata().map_err(read)?.size();
+        let meta = file.metadata().map_err(read)?;
+        let (id, len) = (FileId::of(&meta), meta.size());
         if len > MAX_FILE_BYTES {
             return Err(read(io::Error::new(
                 io::ErrorKind::FileTooLarge,
@@ -156,12 +195,11 @@ impl<'a> Image<'a> {
         file.read_exact_at(&mut last, found.trailer_offset())
             .map_err(read)?;
         let payload = Payload::new(&found, first, last).map_err(header)?;
-        let key = key(file, len).map_err(read)?;
         Ok(Self {
             file,
             path,
             payload,
-            key,
+            id,
         })
     }
 
@@ -192,7 +230,7 @@ impl<'a> Image<'a> {
     }
 
     /// Last questions about what was decompressed: is it a vmlinux, and of the file that the key was computed from?
-    fn check(&self, vmlinux: &File) -> Result<(), BzImageError> {
+    fn check(&self, vmlinux: &File, key: &str) -> Result<(), BzImageError> {
         // ELF specification, "ELF header": magic, ELFCLASS64, ELFDATA2LSB; e_machine at 18 is EM_X86_64.
         let mut ident = [0; 20];
         let is_vmlinux = vmlinux.read_exact_at(&mut ident, 0).is_ok()
@@ -204,23 +242,36 @@ impl<'a> Image<'a> {
             });
         }
         // The file was read twice. Had it changed in between, the entry would be wrong for good.
-        let again = self
-            .file
-            .metadata()
-            .and_then(|meta| key(self.file, meta.size()));
-        match again {
-            Ok(again) if again == self.key => Ok(()),
-            Ok(_) => Err(BzImageError::Changed {
+        match self.key()? {
+            again if again == key => Ok(()),
+            _ => Err(BzImageError::Changed {
                 path: self.path.into(),
-            }),
-            Err(source) => Err(BzImageError::Read {
-                path: self.path.into(),
-                source,
             }),
         }
     }
 
-    fn to_memory(&self) -> Result<File, BzImageError> {
+    /// The key: BLAKE3 of the whole file (so of the sizes in it, too) and the format version. Read in chunks: about
+    /// 0.3 ms for each MB, and no more than one chunk of memory.
+    fn key(&self) -> Result<String, BzImageError> {
+        let read = |source| BzImageError::Read {
+            path: self.path.into(),
+            source,
+        };
+        let len = self.file.metadata().map_err(read)?.size();
+        let mut hasher = blake3::Hasher::new();
+        let mut reader = SectionReader::new(self.file, 0, len);
+        loop {
+            let chunk = reader.fill_buf().map_err(read)?;
+            if chunk.is_empty() {
+                return Ok(format!("{}-v{FORMAT_VERSION}", hasher.finalize().to_hex()));
+            }
+            hasher.update(chunk);
+            let n = chunk.len();
+            reader.consume(n);
+        }
+    }
+
+    fn to_memory(&self, key: &str) -> Result<File, BzImageError> {
         let memory = |source| BzImageError::Memory {
             path: self.path.into(),
             bytes: self.payload.vmlinux_len,
@@ -232,26 +283,10 @@ impl<'a> Image<'a> {
             Err(MakeError::Kernel(e)) => return Err(e),
             Err(MakeError::Cache(e)) => return Err(memory(e)),
         }
-        self.check(&file)?;
+        self.check(&file, key)?;
         memfd::seal(&file).map_err(memory)?;
         io::Seek::rewind(&mut file).map_err(memory)?;
         Ok(file)
-    }
-}
-
-/// The key of a bzImage: BLAKE3 of the whole file (so of the header's sizes, too) and the format version.
-/// Read in chunks: a few ms for 12 MB, and no more than one chunk of memory.
-fn key(file: &File, len: u64) -> io::Result<String> {
-    let mut hasher = blake3::Hasher::new();
-    let mut reader = SectionReader::new(file, 0, len);
-    loop {
-        let chunk = reader.fill_buf()?;
-        if chunk.is_empty() {
-            return Ok(format!("{}-v{FORMAT_VERSION}", hasher.finalize().to_hex()));
-        }
-        hasher.update(chunk);
-        let n = chunk.len();
-        reader.consume(n);
     }
 }
 

@@ -6,6 +6,8 @@
 
 use std::io::{self, BufRead, Read};
 
+use lz4_flex::block::DecompressError;
+
 use super::decode::{Bounded, DecodeError};
 
 const MAGIC: u32 = 0x184c_2102;
@@ -42,8 +44,12 @@ pub(super) fn decode_legacy(
         input
             .read_exact(&mut compressed)
             .map_err(DecodeError::Input)?;
-        let n = lz4_flex::block::decompress_into(&compressed, &mut block)
-            .map_err(|e| corrupt(&e.to_string()))?;
+        let n = match lz4_flex::block::decompress_into(&compressed, &mut block) {
+            Err(DecompressError::OutputTooSmall { .. }) if block.len() < BLOCK_BYTES => {
+                return Err(DecodeError::TooLong);
+            }
+            result => result.map_err(|e| corrupt(&e.to_string()))?,
+        };
         out.write(block.get(..n).unwrap_or_default())?;
     }
     Ok(())

@@ -13,9 +13,14 @@ mod cache;
 mod decode;
 mod error;
 mod header;
+mod identity;
 mod lz4;
 mod memfd;
 mod store;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::fs::File;
 use std::io;

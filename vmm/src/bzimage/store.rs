@@ -1,6 +1,7 @@
 //! The cache directory: what makes an entry trustworthy, how one is made, and when one goes.
 //!
 //! For a key K there are up to three files: `K.elf` (the entry), `K.lock` (who is making it) and `K.tmp` (being made).
+//! Links `ID.key` remember the key of the kernel file with the identity ID (see `identity`), so that it is hashed once.
 //!
 //! **Made**: under an exclusive `flock` on `K.lock`, which the kernel releases when its holder dies. `K.tmp` is written,
 //! made read-only, synced, then renamed to `K.elf`: a crash at any point leaves no entry or a whole one.
@@ -16,10 +17,12 @@
 
 use std::fs::{self, DirBuilder, File, FileTimes, OpenOptions, Permissions, TryLockError};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
+
+use super::identity::FileId;
 
 /// How long to wait for another process that makes the same entry. A dead one releases its lock at once; this is for
 /// one that is stopped or on a disk that hangs.
@@ -84,6 +87,19 @@ impl<'a> Store<'a> {
         // root's, and then not ours to prune.
         let _ = file.set_times(FileTimes::new().set_accessed(SystemTime::now()));
         Some(file)
+    }
+
+    /// The key of the file that `id` says, if it was remembered.
+    pub(super) fn recall(&self, id: &FileId) -> Option<String> {
+        let target = fs::read_link(self.path(id.name(), "key")).ok()?;
+        target.to_str().filter(|key| is_key(key)).map(str::to_owned)
+    }
+
+    /// Remembers that the file `id` has `key`. A symbolic link to nowhere: made at once or not at all, read in one call.
+    pub(super) fn remember(&self, id: &FileId, key: &str) -> io::Result<()> {
+        let path = self.path(id.name(), "key");
+        remove(&path)?;
+        symlink(key, path)
     }
 
     /// Waits for the right to make the entry for `key`.
@@ -154,12 +170,16 @@ impl<'a> Store<'a> {
         let Ok(listing) = fs::read_dir(self.dir) else {
             return;
         };
-        let (mut entries, mut orphans) = (Vec::new(), Vec::new());
+        let (mut entries, mut orphans, mut links) = (Vec::new(), Vec::new(), Vec::new());
         for item in listing.flatten() {
             let name = item.file_name();
             let Some((other, kind)) = name.to_str().and_then(|n| n.rsplit_once('.')) else {
                 continue;
             };
+            if kind == "key" {
+                links.push(item.path());
+                continue;
+            }
             if other == key || !is_key(other) {
                 continue;
             }
@@ -168,7 +188,7 @@ impl<'a> Store<'a> {
                     let used = item
                         .metadata()
                         .ok()
-                        .map(|m| (m.atime().max(m.mtime()), m.atime_nsec()));
+                        .map(|m| (m.atime(), m.atime_nsec()).max((m.mtime(), m.mtime_nsec())));
                     entries.push((used, other.to_owned()));
                 }
                 "tmp" | "lock" => orphans.push(other.to_owned()),
@@ -181,6 +201,13 @@ impl<'a> Store<'a> {
         orphans.retain(|o| !entries.iter().any(|(_, e)| e == o));
         for other in old.into_iter().map(|(_, other)| other).chain(orphans) {
             self.evict(&other);
+        }
+        for link in links {
+            let alive = fs::read_link(&link)
+                .is_ok_and(|to| to.to_str().is_some_and(|k| self.path(k, "elf").exists()));
+            if !alive {
+                let _ = remove(&link);
+            }
         }
     }
 
