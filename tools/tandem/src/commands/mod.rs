@@ -1,0 +1,21 @@
+//! The commands, one module each. A command is a struct of its arguments with `run`.
+
+mod doctor;
+
+use std::process::ExitCode;
+
+/// A command and its arguments.
+#[derive(Debug, clap::Subcommand)]
+pub enum Command {
+    /// Report whether this machine can run VMs, and what to do if not.
+    Doctor(doctor::Doctor),
+}
+
+impl Command {
+    /// Runs it to the exit code.
+    pub fn run(self) -> ExitCode {
+        match self {
+            Self::Doctor(doctor) => doctor.run(),
+        }
+    }
+}
