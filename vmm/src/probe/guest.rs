@@ -120,6 +120,9 @@ pub(super) fn image() -> Vec<u8> {
         0x0000_8b00_0000_0000 | (TSS << 16) | u64::from(TSS_LIMIT),
     );
 
+    // RSP0, so that an exception in user mode is reported and not a triple fault.
+    put_u64(&mut memory, TSS + 4, STACK_TOP);
+
     let stubs = CODE + table_entry(0);
     for vector in 0..u64::from(VECTORS) {
         // 64-bit interrupt gate, present, DPL 0 (SDM volume 3, 6.14.1). All stubs lie below 64 KiB.
