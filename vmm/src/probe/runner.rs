@@ -5,7 +5,6 @@
 //! failed one can mask it. There is no in-kernel interrupt controller: its absence makes every vCPU
 //! runnable from its creation.
 
-use std::os::unix::thread::JoinHandleExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -122,7 +121,7 @@ fn wait(
             Ok(result) => return result,
             Err(RecvTimeoutError::Timeout) => {
                 stop.store(true, Ordering::Release);
-                signal::kick(thread.as_pthread_t());
+                signal::kick(thread);
                 patience = KICK_INTERVAL;
             }
             Err(RecvTimeoutError::Disconnected) => break,

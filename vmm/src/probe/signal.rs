@@ -6,6 +6,7 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
+use std::os::unix::thread::JoinHandleExt;
 use std::thread::JoinHandle;
 
 use kvm_bindings::KVMIO;
@@ -75,11 +76,16 @@ pub(super) fn let_kick_through(vcpu: &VcpuFd) -> Result<(), errno::Error> {
     }
 }
 
-/// Sends the kick signal to a thread of [`spawn_with_kick_blocked`] that is not yet joined.
-pub(super) fn kick(thread: libc::pthread_t) {
-    // SAFETY: the caller holds the thread's handle, so that the id is valid even if it has ended.
-    // An error means that it has ended: nothing to stop.
+/// Sends the kick signal to a thread of [`spawn_with_kick_blocked`].
+pub(super) fn kick<T>(thread: &JoinHandle<T>) {
+    #[allow(
+        clippy::unnecessary_cast,
+        reason = "with musl, libc's type is a pointer and std's is not"
+    )]
+    let id = thread.as_pthread_t() as libc::pthread_t;
+    // SAFETY: the thread's handle exists, so it is not joined and the id is valid even if it has
+    // ended. An error means that it has ended: nothing to stop.
     unsafe {
-        libc::pthread_kill(thread, kick_signal());
+        libc::pthread_kill(id, kick_signal());
     }
 }

@@ -207,7 +207,7 @@ mod tests {
     fn another_programs_words_are_tamed() {
         assert_eq!(
             explain(&Answer::Failure("\n\x1b[31mno\n more".into())),
-            "[31mno"
+            " [31mno"
         );
         assert_eq!(
             explain(&Answer::Failure(String::new())),
