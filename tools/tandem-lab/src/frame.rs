@@ -40,6 +40,8 @@ pub enum Frame {
     StdinEof,
     /// Guest: the command took this many bytes of its standard input.
     StdinRoom(u32),
+    /// Supervisor: its turn has come, and it runs.
+    Started,
     /// Guest: bytes from its standard output (or from its terminal).
     Stdout(Vec<u8>),
     /// Guest: bytes from its standard error.
@@ -88,6 +90,7 @@ const HELLO: u8 = 15;
 const SHUTDOWN: u8 = 16;
 const STATUS: u8 = 17;
 const DEAD: u8 = 18;
+const STARTED: u8 = 19;
 
 impl Frame {
     /// The frame as it goes over the wire.
@@ -97,6 +100,7 @@ impl Frame {
             Frame::Start(spec) => (START, spec.encode()),
             Frame::Stdin(data) => return data_frame(STDIN, data),
             Frame::StdinEof => (STDIN_EOF, vec![]),
+            Frame::Started => (STARTED, vec![]),
             Frame::StdinRoom(count) => (STDIN_ROOM, count.to_le_bytes().to_vec()),
             Frame::Stdout(data) => return data_frame(STDOUT, data),
             Frame::Stderr(data) => return data_frame(STDERR, data),
@@ -128,6 +132,7 @@ impl Frame {
             STDIN => Frame::Stdin(body.to_vec()),
             STDIN_EOF => Frame::StdinEof,
             STDIN_ROOM => Frame::StdinRoom(fields.u32()?),
+            STARTED => Frame::Started,
             STDOUT => Frame::Stdout(body.to_vec()),
             STDERR => Frame::Stderr(body.to_vec()),
             CLOSE_OUTPUT => Frame::CloseOutput(fields.u8()?),
@@ -276,6 +281,7 @@ mod tests {
             }),
             Frame::Stdin(vec![0, 1, 255]),
             Frame::StdinEof,
+            Frame::Started,
             Frame::StdinRoom(77),
             Frame::Stdout(vec![9; 70_000]),
             Frame::Stderr(vec![]),

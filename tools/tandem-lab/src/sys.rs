@@ -2,7 +2,7 @@
 
 use std::ffi::{CStr, CString};
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -315,6 +315,40 @@ pub fn set_foreground(terminal: RawFd, group: i32) {
     unsafe { libc::tcsetpgrp(terminal, group) };
 }
 
+/// Is this process in the foreground of the terminal on that descriptor?
+pub fn in_foreground(fd: RawFd) -> bool {
+    // SAFETY: no memory effects.
+    unsafe { libc::tcgetpgrp(fd) == libc::getpgrp() }
+}
+
+/// Reads what there is, waiting for it even where the descriptor was made not to wait by whoever shares it.
+pub fn read_waiting(mut file: &File, bytes: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match file.read(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                poll(&mut [poll_entry(file.as_raw_fd(), libc::POLLIN)], -1)?;
+            }
+            other => return other,
+        }
+    }
+}
+
+/// Writes all, likewise.
+pub fn write_waiting(mut file: &File, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match file.write(bytes) {
+            Ok(count) => bytes = &bytes[count..],
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                poll(&mut [poll_entry(file.as_raw_fd(), libc::POLLOUT)], -1)?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// Ignores a signal.
 pub fn ignore(signal: i32) {
     // SAFETY: SIG_IGN is no handler.
@@ -414,6 +448,21 @@ pub fn set_open_files(soft: u64, hard: u64) {
     unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) };
 }
 
+/// As many open files as the hard limit allows.
+pub fn raise_open_files() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: the structure is live; on failure the limit stays as it is.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
+    }
+}
+
 /// Brings the loopback interface up.
 pub fn loopback_up() -> io::Result<()> {
     // SAFETY: the request structure is plain data, zeroed is a valid value, and it lives through both calls.
@@ -447,6 +496,8 @@ pub fn loopback_up() -> io::Result<()> {
 /// # Safety
 /// It must be open, and no one else's.
 pub unsafe fn adopt(fd: RawFd) -> OwnedFd {
+    // SAFETY: no memory effects. What this process starts does not inherit it.
+    unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
     // SAFETY: the caller's promise.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }

@@ -1,7 +1,7 @@
 //! The command line of `tools/lab`.
 
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, IsTerminal, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -146,30 +146,21 @@ fn up(options: &Options) -> Result<i32> {
     }
     state::sweep()?;
     let begin = Instant::now();
-    match place.try_lock()? {
-        Some(lock) => {
+    loop {
+        if let Some(lock) = place.try_lock()? {
             let leash = start(&place, lock, options.memory, false)?;
             // It shall outlive this process.
             (&leash).write_all(b"k").during("letting the lab go")?;
-            println!(
-                "lab '{}' is up after {:.1} s",
-                place.name(),
-                begin.elapsed().as_secs_f64()
-            );
+            let seconds = begin.elapsed().as_secs_f64();
+            println!("lab '{}' is up after {seconds:.1} s", place.name());
+            return Ok(0);
         }
-        None => {
-            drop(connect(&place)?.ok_or_else(|| gone(&place))?);
+        // Another is starting it, or it is up; should that come to nothing, it is our turn.
+        if connect(&place)?.is_some() {
             println!("lab '{}' is up already", place.name());
+            return Ok(0);
         }
     }
-    Ok(0)
-}
-
-fn gone(place: &Place) -> LabError {
-    LabError::Told(format!(
-        "lab '{}' ended while it was starting",
-        place.name()
-    ))
 }
 
 fn down(options: &Options) -> Result<i32> {
@@ -240,9 +231,13 @@ fn run(options: &Options) -> Result<i32> {
     }
     state::sweep()?;
     let place = Place::named(&format!("run-{}", std::process::id()))?;
-    let lock = place
-        .try_lock()?
-        .ok_or_else(|| LabError::Told("another process has this one's number".into()))?;
+    let lock = loop {
+        // Only one who sweeps at this very moment can have it.
+        match place.try_lock()? {
+            Some(lock) => break lock,
+            None => std::thread::sleep(Duration::from_millis(5)),
+        }
+    };
     let leash = start(&place, lock, options.memory, true)?;
     let lab = UnixStream::connect(place.socket()).during("connecting to the lab")?;
     let code = client::run(lab, spec, client::hold_signals()?, options.timeout);
@@ -258,6 +253,11 @@ fn start(place: &Place, lock: Lock, memory: u32, one_shot: bool) -> Result<UnixS
         return Err(LabError::Told(format!(
             "--memory {memory}: the lab needs 512 MiB at least"
         )));
+    }
+    if std::io::stderr().is_terminal() {
+        eprintln!(
+            "tandem-lab: /dev/kvm is not complete here: starting an emulated machine (some seconds)"
+        );
     }
     let (kernel, cache) = prepare()?;
     let program = std::env::current_exe().during("finding this program")?;

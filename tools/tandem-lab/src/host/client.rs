@@ -1,6 +1,7 @@
 //! Runs one command in a lab that is up: carries the streams, signals and terminal there, and the way it ended back.
 
-use std::io::{self, BufReader, Read, Write};
+use std::fs::File;
+use std::io::{self, BufReader};
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,11 +17,14 @@ use crate::sys::{self, RawTerminal, Signals};
 /// How much longer than its time a command may take to be ended.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Variables that name what only the host has.
+/// Variables that name what only the host has, and those that are set anew.
 const HOST_ONLY: &[&str] = &[
     "DBUS_SESSION_BUS_ADDRESS",
     "DISPLAY",
     "SSH_AUTH_SOCK",
+    "TANDEM_IN_LAB",
+    "TANDEM_LAB",
+    "TANDEM_LAB_SCRIPT",
     "TMPDIR",
     "WAYLAND_DISPLAY",
     "XDG_RUNTIME_DIR",
@@ -39,15 +43,11 @@ const FORWARDED: &[i32] = &[
 
 /// Describes the command as this process would run it here.
 pub fn describe(arguments: Vec<std::ffi::OsString>) -> Result<CommandSpec> {
-    let both_terminals = sys::window_of(0).is_some() && sys::window_of(1).is_some();
+    // A job in the background leaves the terminal to the foreground.
+    let both_terminals = sys::window_of(1).is_some() && sys::in_foreground(0);
     let directory = std::env::current_dir().during("finding the working directory")?;
     let mut environment: Vec<_> = std::env::vars_os()
         .filter(|(name, _)| !HOST_ONLY.iter().any(|host| name == host))
-        .filter(|(name, _)| {
-            !["TANDEM_LAB", "TANDEM_IN_LAB"]
-                .iter()
-                .any(|ours| name == ours)
-        })
         .map(|(name, value)| (name.into_vec(), value.into_vec()))
         .collect();
     // There, /tmp is the host's: what needs sockets, FIFOs or shared mappings goes to memory. A lab in the lab is direct.
@@ -131,10 +131,11 @@ pub fn run(
     };
     forward_signals(&line, signals);
     forward_input(&line);
-    if let Some(timeout) = timeout {
-        enforce(&line, timeout, raw);
-    }
-    let end = relay_output(lab, &line);
+    let end = relay_output(lab, &line, || {
+        if let Some(timeout) = timeout {
+            enforce(&line, timeout, raw);
+        }
+    });
     if let Some(raw) = raw {
         raw.restore();
     }
@@ -177,25 +178,20 @@ fn forward_signals(line: &Arc<Line>, signals: Signals) {
 
 fn forward_input(line: &Arc<Line>) {
     let line = Arc::clone(line);
+    // In the background a read from the terminal is to fail, not to stop this process.
+    sys::ignore(libc::SIGTTIN);
     thread::spawn(move || {
+        let Ok(input) = sys::duplicate(&sys::standard(0)).map(File::from) else {
+            return;
+        };
         let mut bytes = vec![0; MAX_DATA];
         loop {
             let room = line.take_room(MAX_DATA);
-            // Not the buffered standard input: what is not asked for stays where it is.
-            let mut input = io::stdin().lock();
-            let count = match input.read(&mut bytes[..room]) {
-                Ok(count) => count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                    line.add_room(room);
-                    continue;
-                }
-                Err(_) => 0,
-            };
+            let count = sys::read_waiting(&input, &mut bytes[..room]).unwrap_or(0);
             line.add_room(room - count);
-            let frame = if count == 0 {
-                Frame::StdinEof
-            } else {
-                Frame::Stdin(bytes[..count].to_vec())
+            let frame = match count {
+                0 => Frame::StdinEof,
+                _ => Frame::Stdin(bytes[..count].to_vec()),
             };
             if line.send(&frame).is_err() || count == 0 {
                 return;
@@ -223,13 +219,22 @@ fn enforce(line: &Arc<Line>, timeout: Duration, raw: Option<RawTerminal>) {
 }
 
 /// Writes what comes until the command has ended.
-fn relay_output(lab: UnixStream, line: &Line) -> Result<Exit> {
+fn relay_output(lab: UnixStream, line: &Line, started: impl Fn()) -> Result<Exit> {
+    let streams = [1, 2].map(|fd| sys::duplicate(&sys::standard(fd)).map(File::from));
+    let [Ok(stdout), Ok(stderr)] = streams else {
+        return Err(LabError::Told("the standard streams cannot be used".into()));
+    };
     let mut lab = BufReader::with_capacity(MAX_DATA, lab);
     let mut open = [true; 2];
     loop {
         match Frame::read_from(&mut lab) {
-            Ok(Some(Frame::Stdout(bytes))) => write_or_close(&mut open[0], 1, &bytes, line),
-            Ok(Some(Frame::Stderr(bytes))) => write_or_close(&mut open[1], 2, &bytes, line),
+            Ok(Some(Frame::Started)) => started(),
+            Ok(Some(Frame::Stdout(bytes))) => {
+                write_or_close(&mut open[0], 1, &stdout, &bytes, line)
+            }
+            Ok(Some(Frame::Stderr(bytes))) => {
+                write_or_close(&mut open[1], 2, &stderr, &bytes, line)
+            }
             Ok(Some(Frame::StdinRoom(count))) => line.add_room(count as usize),
             Ok(Some(Frame::Exit(exit))) => return Ok(exit),
             Ok(Some(Frame::Dead(reason))) => {
@@ -246,19 +251,9 @@ fn relay_output(lab: UnixStream, line: &Line) -> Result<Exit> {
 }
 
 /// When nobody reads what the command writes, it is to learn that as it would here.
-fn write_or_close(open: &mut bool, stream: u8, bytes: &[u8], line: &Line) {
-    if !*open {
-        return;
-    }
-    let written = match stream {
-        1 => {
-            let mut out = io::stdout().lock();
-            out.write_all(bytes).and_then(|()| out.flush())
-        }
-        _ => io::stderr().lock().write_all(bytes),
-    };
-    if written.is_err() {
+fn write_or_close(open: &mut bool, number: u8, stream: &File, bytes: &[u8], line: &Line) {
+    if *open && sys::write_waiting(stream, bytes).is_err() {
         *open = false;
-        let _ = line.send(&Frame::CloseOutput(stream));
+        let _ = line.send(&Frame::CloseOutput(number));
     }
 }

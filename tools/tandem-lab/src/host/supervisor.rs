@@ -83,6 +83,8 @@ fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub fn run(orders: Orders, leash: UnixStream) -> Result<()> {
     // SAFETY: the parent passed this descriptor for this purpose, and nothing else here knows of it.
     let lock = Lock(unsafe { sys::adopt(orders.lock) }.into());
+    // QEMU serves every file that the machine has open.
+    sys::raise_open_files();
     let outcome = keep(&orders, &leash);
     if let Err(error) = &outcome {
         let _ = writeln!(&leash, "{}", error.to_string().replace('\n', "\x1f"));
@@ -351,6 +353,8 @@ impl Shared {
             return Frame::Dead(self.await_death()).write_to(client);
         };
         start.write_to(&port)?;
+        // A client that is gone by now is noticed below.
+        let _ = Frame::Started.write_to(&client);
         let (mut from_client, mut to_port) =
             (BufReader::new(client.try_clone()?), port.try_clone()?);
         let upstream = thread::spawn(move || {
