@@ -7,7 +7,7 @@ use std::process::ExitCode;
 /// A command and its arguments.
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
-    /// Report whether this machine can run VMs, and what to do if not.
+    // No doc comments on the variants: they would hide the longer ones of the arguments' structs.
     Doctor(doctor::Doctor),
 }
 

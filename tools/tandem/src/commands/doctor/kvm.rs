@@ -164,7 +164,7 @@ fn needed(device: &Device) -> Finding {
             id,
             title,
             format!("missing: {}", list.join(", ")),
-            "run a Linux kernel 4.20 or newer with CONFIG_KVM complete",
+            "run Linux 4.11 or newer",
         )
     };
     finding.with(needed)
