@@ -47,11 +47,11 @@ The JSON document is described in tools/tandem/DOCTOR.md; its \"schema\" is
 
 /// Report whether this machine can run VMs, and what to do if not.
 ///
-/// Looks at KVM, networking, cgroups, memory, the CPU, container engines and other VMMs. Whether
-/// stock kernels can run is found out by running a tiny probe guest. Changes nothing: the one tap
-/// device it creates is gone before it returns.
+/// Looks at KVM, networking, cgroups, memory, the CPU, container engines and other
+/// VMMs. Whether stock kernels can run is found out by running a tiny probe guest.
+/// Changes nothing: the one tap device it creates is gone before it returns.
 #[derive(Debug, clap::Args)]
-#[command(after_help = HELP, after_long_help = HELP)]
+#[command(verbatim_doc_comment, after_help = HELP, after_long_help = HELP)]
 pub struct Doctor {
     /// Print one JSON document instead of text.
     #[arg(long)]
