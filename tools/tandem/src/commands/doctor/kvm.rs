@@ -215,7 +215,7 @@ fn checks(device: &Device) -> impl Iterator<Item = Finding> {
             Ok(serde_json::Value::String(name)) => format!("check_{name}"),
             _ => "check".to_owned(),
         };
-        let title = format!("  {}", result.check.name());
+        let title = format!("probe: {}", result.check.name());
         let finding = match &result.outcome {
             Outcome::Passed => Finding::ok(&id, &title, "runs"),
             Outcome::Skipped { missing } => Finding::info(
