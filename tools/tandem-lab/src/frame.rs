@@ -1,7 +1,7 @@
 //! What host and guest say to each other: frames of one byte of kind, four of length (little endian), and a body.
 //!
-//! A session on a port is `Start`, then anything, until the guest's one `Exit`; then the host's `Done`, after which the
-//! port is free again. The host never sends `Done` early and never stops in the middle of a frame.
+//! A session on a port is `Start`, then anything, until the guest's one `Exit`; then the host's `Done`, and the guest's
+//! `Free`, after which the next may begin. The host never stops in the middle of a frame.
 
 use std::io::{self, Read, Write};
 
@@ -58,6 +58,8 @@ pub enum Frame {
     Exit(Exit),
     /// Host: the session is over.
     Done,
+    /// Guest: the port is ready for another session.
+    Free,
     /// Host: are you there?
     Ping,
     /// Guest: yes.
@@ -91,6 +93,7 @@ const SHUTDOWN: u8 = 16;
 const STATUS: u8 = 17;
 const DEAD: u8 = 18;
 const STARTED: u8 = 19;
+const FREE: u8 = 20;
 
 impl Frame {
     /// The frame as it goes over the wire.
@@ -114,6 +117,7 @@ impl Frame {
             Frame::End => (END, vec![]),
             Frame::Exit(exit) => (EXIT, encode_exit(exit)),
             Frame::Done => (DONE, vec![]),
+            Frame::Free => (FREE, vec![]),
             Frame::Ping => (PING, vec![]),
             Frame::Pong => (PONG, vec![]),
             Frame::Hello(release) => text(HELLO, release),
@@ -141,6 +145,7 @@ impl Frame {
             END => Frame::End,
             EXIT => Frame::Exit(decode_exit(&mut fields)?),
             DONE => Frame::Done,
+            FREE => Frame::Free,
             PING => Frame::Ping,
             PONG => Frame::Pong,
             HELLO => Frame::Hello(text()),
@@ -295,6 +300,7 @@ mod tests {
             Frame::Exit(Exit::NotExecutable("denied".into())),
             Frame::Exit(Exit::Failed("odd".into())),
             Frame::Done,
+            Frame::Free,
             Frame::Ping,
             Frame::Pong,
             Frame::Hello("6.12".into()),

@@ -7,7 +7,7 @@ use std::os::unix::fs::{OpenOptionsExt, symlink};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::sys;
+use crate::sys::{machine, process};
 
 /// Where the kernel command line says that the host keeps the directory with `lib/modules`.
 const KERNEL_DIRECTORY: &str = "tandem.kernel_directory=";
@@ -18,7 +18,7 @@ const PORTS: &str = "tandem.ports=";
 pub fn boot() -> io::Result<Vec<File>> {
     for (kind, target) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys")] {
         fs::create_dir_all(target)?;
-        match sys::mount(kind, Path::new(target), kind, 0, "") {
+        match machine::mount(kind, Path::new(target), kind, 0, "") {
             // The kernel may have mounted /dev on its own.
             Err(error) if error.raw_os_error() != Some(libc::EBUSY) => {
                 return Err(context(error, &format!("mounting {target}")));
@@ -57,7 +57,7 @@ fn context(error: io::Error, what: &str) -> io::Error {
 fn load_modules() -> io::Result<()> {
     for name in fs::read_to_string("/modules/order")?.lines() {
         let file = File::open(format!("/modules/{name}"))?;
-        match sys::load_module(&file) {
+        match machine::load_module(&file) {
             Err(error) if error.raw_os_error() != Some(libc::EEXIST) => {
                 return Err(context(error, &format!("loading the module {name}")));
             }
@@ -97,7 +97,7 @@ fn open_port(name: &str) -> io::Result<File> {
 fn enter_host_tree() -> io::Result<()> {
     let root = Path::new("/host");
     fs::create_dir_all(root)?;
-    sys::mount(
+    machine::mount(
         "hostroot",
         root,
         "9p",
@@ -106,11 +106,11 @@ fn enter_host_tree() -> io::Result<()> {
     )
     .map_err(|error| context(error, "mounting the host's tree"))?;
     for target in ["/dev", "/proc", "/sys"] {
-        sys::mount(target, &root.join(&target[1..]), "", libc::MS_MOVE, "")
+        machine::mount(target, &root.join(&target[1..]), "", libc::MS_MOVE, "")
             .map_err(|error| context(error, &format!("moving {target}")))?;
     }
     std::env::set_current_dir(root)?;
-    sys::mount(".", Path::new("/"), "", libc::MS_MOVE, "")
+    machine::mount(".", Path::new("/"), "", libc::MS_MOVE, "")
         .map_err(|error| context(error, "moving the root"))?;
     std::os::unix::fs::chroot(".")?;
     std::env::set_current_dir("/")
@@ -145,7 +145,7 @@ fn mounts() -> io::Result<()> {
         if target.starts_with("/dev/") {
             fs::create_dir_all(target)?;
         }
-        match sys::mount(kind, Path::new(target), kind, flags, data) {
+        match machine::mount(kind, Path::new(target), kind, flags, data) {
             Err(error) if needed => return Err(context(error, &format!("mounting {target}"))),
             _ => {}
         }
@@ -169,7 +169,7 @@ fn show_modules(directory: &Path) {
     let source = directory.join("lib/modules");
     let target = Path::new("/lib/modules");
     let shown = fs::create_dir_all(target)
-        .and_then(|()| sys::mount(&source.to_string_lossy(), target, "", libc::MS_BIND, ""));
+        .and_then(|()| machine::mount(&source.to_string_lossy(), target, "", libc::MS_BIND, ""));
     if let Err(error) = shown {
         // Only what is already loaded can be used then, which is enough for most.
         eprintln!("tandem-lab-agent: modules cannot be loaded by name: {error}");
@@ -177,9 +177,9 @@ fn show_modules(directory: &Path) {
 }
 
 fn settings() -> io::Result<()> {
-    sys::loopback_up().map_err(|error| context(error, "bringing up the loopback interface"))?;
-    sys::set_host_name(&CString::new("tandem-lab")?)?;
-    sys::set_open_files(1024, 1 << 20);
+    machine::loopback_up().map_err(|error| context(error, "bringing up the loopback interface"))?;
+    machine::set_host_name(&CString::new("tandem-lab")?)?;
+    process::set_open_files(1024, 1 << 20);
     // Dropping caches before each command shall not fill the kernel's log.
     fs::write("/proc/sys/vm/drop_caches", "4")?;
     for (path, value) in [
@@ -194,6 +194,6 @@ fn settings() -> io::Result<()> {
             eprintln!("tandem-lab-agent: {path}: {error}");
         }
     }
-    sys::set_priority(-5);
+    process::set_priority(-5);
     Ok(())
 }

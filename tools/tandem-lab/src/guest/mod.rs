@@ -6,13 +6,15 @@
 
 pub mod boot;
 pub mod session;
+mod streams;
 
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 
 use crate::frame::{Decoder, Exit, Frame};
-use crate::sys::{self, Signals};
+use crate::sys::process::{self, Signals};
+use crate::sys::{self, machine};
 
 /// PID 1 of the emulated machine. Does not return.
 pub fn main() {
@@ -27,7 +29,7 @@ fn run() -> io::Result<std::convert::Infallible> {
     let control = ports.remove(0);
     let mut workers = vec![];
     for port in ports {
-        match sys::fork()? {
+        match process::fork()? {
             Some(pid) => workers.push(pid),
             None => {
                 let error = work(port)
@@ -52,7 +54,7 @@ fn run() -> io::Result<std::convert::Infallible> {
         sys::poll(&mut entries, -1)?;
         if entries[1].revents != 0 {
             let _ = (&signals).read(&mut [0; 128]);
-            while let Some((pid, _)) = sys::reap() {
+            while let Some((pid, _)) = process::reap() {
                 if workers.contains(&pid) {
                     control.send(&Frame::Dead(
                         "one of the agent's workers died in the machine".into(),
@@ -64,8 +66,8 @@ fn run() -> io::Result<std::convert::Infallible> {
             match control.receive()? {
                 Frame::Ping => control.send(&Frame::Pong)?,
                 Frame::Shutdown => {
-                    let _ = sys::kill(-1, libc::SIGKILL);
-                    sys::power_off();
+                    let _ = process::kill(-1, libc::SIGKILL);
+                    machine::power_off();
                 }
                 _ => {}
             }
@@ -138,10 +140,10 @@ fn work(port: File) -> io::Result<std::convert::Infallible> {
             ));
         };
         // The host changed files behind this machine's back: nothing that is cached of its tree may be believed.
-        sys::sync_file_system(&root)?;
+        machine::sync_file_system(&root)?;
         std::fs::write("/proc/sys/vm/drop_caches", "3")?;
         // The session takes over the port with all that is buffered, and leaves it empty.
-        match sys::fork()? {
+        match process::fork()? {
             None => {
                 let failed = session::run(
                     &mut port.file,
@@ -156,11 +158,12 @@ fn work(port: File) -> io::Result<std::convert::Infallible> {
             }
             Some(pid) => {
                 port.decoder = Decoder::default();
-                if sys::wait_for(pid)? != 0 {
+                if process::wait_for(pid)? != 0 {
                     return Err(io::Error::other(
                         "a session ended in the middle of a command",
                     ));
                 }
+                port.send(&Frame::Free)?;
             }
         }
     }

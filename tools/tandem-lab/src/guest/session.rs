@@ -6,13 +6,16 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::start_failure;
+use super::streams::{Streams, pipes, read_stream, terminal};
 use crate::frame::{Decoder, Exit, Frame, MAX_DATA};
 use crate::spec::{CommandSpec, Terminal};
-use crate::sys::{self, ChildSetup, Signals};
+use crate::sys::machine;
+use crate::sys::process::{self, ChildSetup, Signals};
+use crate::sys::{self, terminal as tty};
 
 /// Nothing more is read from the command while this much waits for the host.
 const OUTPUT_LIMIT: usize = 256 << 10;
@@ -22,7 +25,7 @@ const GRACE: Duration = Duration::from_secs(2);
 /// Runs `spec` and speaks on `port` until the host says `Done`.
 pub fn run(port: &mut File, decoder: Decoder, spec: &CommandSpec, root: &File) -> io::Result<()> {
     // What the command starts and leaves behind becomes ours, and can be found.
-    sys::prctl(libc::PR_SET_CHILD_SUBREAPER, 1)?;
+    process::prctl(libc::PR_SET_CHILD_SUBREAPER, 1)?;
     let children = Signals::of(&[libc::SIGCHLD]);
     children.block()?;
     let mut session = Session {
@@ -47,17 +50,8 @@ pub fn run(port: &mut File, decoder: Decoder, spec: &CommandSpec, root: &File) -
         .take()
         .unwrap_or(Exit::Failed("the command's end was not seen".into()));
     // What the command wrote is the host's before the host hears that it ended.
-    sys::sync_file_system(root)?;
+    machine::sync_file_system(root)?;
     session.finish(exit)
-}
-
-/// The command's ends of its standard streams; a terminal is both input and output.
-#[derive(Default)]
-struct Streams {
-    stdin: Option<File>,
-    stdout: Option<File>,
-    stderr: Option<File>,
-    terminal: bool,
 }
 
 struct Session {
@@ -105,7 +99,7 @@ impl Session {
             ordinary: true,
             ..ChildSetup::default()
         };
-        sys::set_up_child(&mut command, setup, vec![]);
+        process::set_up_child(&mut command, setup, vec![]);
         let streams = match spec.terminal {
             Some(size) => terminal(&mut command, size),
             None => pipes(&mut command),
@@ -211,7 +205,7 @@ impl Session {
             Frame::Signal(number) => self.signal(number.into()),
             Frame::WindowSize(rows, columns) => {
                 if let (true, Some(terminal)) = (self.streams.terminal, &self.streams.stdout) {
-                    sys::set_window(terminal, Terminal { rows, columns })?;
+                    tty::set_window(terminal, Terminal { rows, columns })?;
                 }
             }
             Frame::End if self.end_at.is_none() => {
@@ -226,7 +220,7 @@ impl Session {
 
     fn signal(&self, number: i32) {
         // Gone already is what was wanted.
-        let _ = sys::kill(-self.pid, number);
+        let _ = process::kill(-self.pid, number);
     }
 
     fn push(&mut self, frame: &Frame) {
@@ -262,7 +256,7 @@ impl Session {
 
     fn reap(&mut self) {
         let _ = (&self.signals).read(&mut [0; 1024]);
-        while let Some((pid, status)) = sys::reap() {
+        while let Some((pid, status)) = process::reap() {
             if pid == self.pid {
                 self.ended = Some(if libc::WIFSIGNALED(status) {
                     Exit::Signal(libc::WTERMSIG(status))
@@ -293,7 +287,7 @@ impl Session {
         if self.end_at.is_some() {
             // The command is gone, but it was to end with all that it started.
             while kill_descendants() {
-                while sys::reap().is_some() {}
+                while process::reap().is_some() {}
                 std::thread::sleep(Duration::from_millis(5));
             }
         }
@@ -342,64 +336,6 @@ impl Session {
     }
 }
 
-fn pipes(command: &mut Command) -> io::Result<Streams> {
-    let (stdin_read, stdin_write) = sys::pipe()?;
-    let (stdout_read, stdout_write) = sys::pipe()?;
-    let (stderr_read, stderr_write) = sys::pipe()?;
-    command
-        .stdin(stdin_read)
-        .stdout(stdout_write)
-        .stderr(stderr_write);
-    for file in [&stdin_write, &stdout_read, &stderr_read] {
-        sys::set_nonblocking(file)?;
-    }
-    Ok(Streams {
-        stdin: Some(stdin_write),
-        stdout: Some(stdout_read),
-        stderr: Some(stderr_read),
-        terminal: false,
-    })
-}
-
-fn terminal(command: &mut Command, size: Terminal) -> io::Result<Streams> {
-    let (ours, theirs) = sys::open_terminal(size)?;
-    sys::set_nonblocking(&ours)?;
-    command
-        .stdin(theirs.try_clone()?)
-        .stdout(theirs.try_clone()?)
-        .stderr(Stdio::from(theirs));
-    Ok(Streams {
-        stdin: Some(ours.try_clone()?),
-        stdout: Some(ours),
-        stderr: None,
-        terminal: true,
-    })
-}
-
-/// Moves what one read gives; `false` when there is nothing now. A stream at its end is closed.
-fn read_stream(
-    stream: &mut Option<File>,
-    outgoing: &mut VecDeque<u8>,
-    frame: impl Fn(Vec<u8>) -> Frame,
-) -> io::Result<bool> {
-    let Some(file) = stream else { return Ok(false) };
-    let mut bytes = vec![0; MAX_DATA];
-    match file.read(&mut bytes) {
-        Ok(count) if count > 0 => {
-            bytes.truncate(count);
-            outgoing.extend(frame(bytes).encode());
-            Ok(true)
-        }
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
-        // EIO is how a terminal says that its last user is gone.
-        Err(error) if error.raw_os_error() != Some(libc::EIO) => Err(error),
-        _ => {
-            *stream = None;
-            Ok(false)
-        }
-    }
-}
-
 /// Kills all that descends from this process; were there any?
 fn kill_descendants() -> bool {
     let mut found = false;
@@ -414,7 +350,7 @@ fn kill_descendants() -> bool {
             for child in children.split_whitespace() {
                 if let Ok(pid) = child.parse() {
                     found = true;
-                    let _ = sys::kill(pid, libc::SIGKILL);
+                    let _ = process::kill(pid, libc::SIGKILL);
                 }
                 parents.push(child.into());
             }

@@ -13,7 +13,8 @@ use super::state::{self, Lock, Place};
 use super::supervisor::{self, Orders};
 use super::{Context, EXIT_LAB, LabError, Result, client, direct, initramfs, kvm};
 use crate::frame::Frame;
-use crate::sys::{self, ChildSetup};
+use crate::sys;
+use crate::sys::process::{self, ChildSetup};
 
 const HELP: &str = "\
 Runs a command where /dev/kvm is complete: here if this machine's is, else in an emulated machine that shares the host's
@@ -293,7 +294,7 @@ fn start(place: &Place, lock: Lock, memory: u32, one_shot: bool) -> Result<UnixS
         new_session: true,
         ..ChildSetup::default()
     };
-    sys::set_up_child(&mut command, setup, vec![orders.lock]);
+    process::set_up_child(&mut command, setup, vec![orders.lock]);
     command.spawn().during("starting the lab's supervisor")?;
     drop(command);
     drop(lock);

@@ -12,7 +12,9 @@ use std::time::Duration;
 use super::{Context, EXIT_LAB, EXIT_TIMEOUT, LabError, Result};
 use crate::frame::{Exit, Frame, MAX_DATA, STDIN_WINDOW};
 use crate::spec::CommandSpec;
-use crate::sys::{self, RawTerminal, Signals};
+use crate::sys;
+use crate::sys::process::{self, Signals};
+use crate::sys::terminal::{self, RawTerminal};
 
 /// How much longer than its time a command may take to be ended.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -44,7 +46,7 @@ const FORWARDED: &[i32] = &[
 /// Describes the command as this process would run it here.
 pub fn describe(arguments: Vec<std::ffi::OsString>) -> Result<CommandSpec> {
     // A job in the background leaves the terminal to the foreground.
-    let both_terminals = sys::window_of(1).is_some() && sys::in_foreground(0);
+    let both_terminals = terminal::window_of(1).is_some() && terminal::in_foreground(0);
     let directory = std::env::current_dir().during("finding the working directory")?;
     let mut environment: Vec<_> = std::env::vars_os()
         .filter(|(name, _)| !HOST_ONLY.iter().any(|host| name == host))
@@ -62,8 +64,8 @@ pub fn describe(arguments: Vec<std::ffi::OsString>) -> Result<CommandSpec> {
         arguments: arguments.into_iter().map(OsStringExt::into_vec).collect(),
         environment,
         directory: directory.into_os_string().into_vec(),
-        umask: sys::umask(),
-        terminal: sys::window_of(0).filter(|_| both_terminals),
+        umask: process::umask(),
+        terminal: terminal::window_of(0).filter(|_| both_terminals),
     })
 }
 
@@ -164,7 +166,7 @@ fn forward_signals(line: &Arc<Line>, signals: Signals) {
     let line = Arc::clone(line);
     thread::spawn(move || {
         while let Ok(number) = signals.wait() {
-            let frame = match (number, sys::window_of(0)) {
+            let frame = match (number, terminal::window_of(0)) {
                 (libc::SIGWINCH, Some(size)) => Frame::WindowSize(size.rows, size.columns),
                 (libc::SIGWINCH, None) => continue,
                 _ => Frame::Signal(number as u8),
@@ -179,7 +181,7 @@ fn forward_signals(line: &Arc<Line>, signals: Signals) {
 fn forward_input(line: &Arc<Line>) {
     let line = Arc::clone(line);
     // In the background a read from the terminal is to fail, not to stop this process.
-    sys::ignore(libc::SIGTTIN);
+    process::ignore(libc::SIGTTIN);
     thread::spawn(move || {
         let Ok(input) = sys::duplicate(&sys::standard(0)).map(File::from) else {
             return;

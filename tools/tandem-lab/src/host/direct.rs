@@ -10,7 +10,8 @@ use std::thread;
 use std::time::Duration;
 
 use super::{Context, EXIT_TIMEOUT, Result};
-use crate::sys::{self, ChildSetup, Signals};
+use crate::sys::process::{self, ChildSetup, Signals};
+use crate::sys::terminal;
 
 /// Signals that are the command's.
 const FORWARDED: &[i32] = &[libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
@@ -25,14 +26,14 @@ pub fn run(arguments: &[OsString], timeout: Option<Duration>) -> Result<i32> {
     let mut command = Command::new(program);
     command.args(rest);
     // A group of its own, so that the time limit can end all of it; the terminal goes along.
-    sys::set_up_child(
-        &mut command,
-        ChildSetup {
-            new_group: true,
-            ..ChildSetup::default()
-        },
-        vec![],
-    );
+    let foreground = terminal::in_foreground(0);
+    let setup = ChildSetup {
+        new_group: true,
+        foreground,
+        death_signal: Some(libc::SIGTERM),
+        ..ChildSetup::default()
+    };
+    process::set_up_child(&mut command, setup, vec![]);
     let mut child = match command.spawn() {
         Ok(child) => child,
         Err(error) => {
@@ -45,11 +46,9 @@ pub fn run(arguments: &[OsString], timeout: Option<Duration>) -> Result<i32> {
         }
     };
     let group = child.id() as i32;
-    sys::ignore(libc::SIGTTOU);
-    sys::set_foreground(0, group);
     thread::spawn(move || {
         while let Ok(number) = signals.wait() {
-            let _ = sys::kill(-group, number);
+            let _ = process::kill(-group, number);
         }
     });
     let timed_out = Arc::new(AtomicBool::new(false));
@@ -58,15 +57,20 @@ pub fn run(arguments: &[OsString], timeout: Option<Duration>) -> Result<i32> {
         thread::spawn(move || {
             thread::sleep(timeout);
             timed_out.store(true, Ordering::SeqCst);
-            let _ = sys::kill(-group, libc::SIGTERM);
-            let _ = sys::kill(-group, libc::SIGCONT);
+            let _ = process::kill(-group, libc::SIGTERM);
+            let _ = process::kill(-group, libc::SIGCONT);
             thread::sleep(Duration::from_secs(2));
-            let _ = sys::kill(-group, libc::SIGKILL);
+            let _ = process::kill(-group, libc::SIGKILL);
         });
     }
     let status = child.wait().during("waiting for the command")?;
+    if foreground {
+        // From the background that takes ignoring what the terminal says to it.
+        process::ignore(libc::SIGTTOU);
+        terminal::take_foreground(0);
+    }
     if timed_out.load(Ordering::SeqCst) {
-        let _ = sys::kill(-group, libc::SIGKILL);
+        let _ = process::kill(-group, libc::SIGKILL);
         let limit = timeout.unwrap_or_default().as_secs();
         eprintln!("tandem-lab: the command ran longer than {limit} s (--timeout) and was ended");
         return Ok(EXIT_TIMEOUT);

@@ -1,4 +1,4 @@
-//! QEMU: what it is given, and how it is started. The measured reasons for each choice are kept short here.
+//! QEMU: what it is given and why, how it is started, and what it said last.
 
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use super::{Context, LabError, Result};
-use crate::sys::{self, ChildSetup};
+use crate::sys::process::{self, ChildSetup};
 
 /// How many commands can run at the same time.
 pub const PORTS: usize = 8;
@@ -117,7 +117,7 @@ pub fn start(plan: &Plan) -> Result<Machine> {
         new_session: true,
         ..ChildSetup::default()
     };
-    sys::set_up_child(
+    process::set_up_child(
         &mut command,
         setup,
         theirs.iter().map(AsRawFd::as_raw_fd).collect(),
@@ -149,26 +149,43 @@ pub fn find_program(name: &str) -> Result<PathBuf> {
         .ok_or_else(|| LabError::Told(format!("{name} is not installed")))
 }
 
-/// The last lines of the machine's console and of QEMU's own complaints, for an error message.
+/// How much of the console an error message shows.
+const LINES_SHOWN: usize = 25;
+
+/// What the machine's console and QEMU last said, for an error message: from the kernel's own last words on, if any.
 pub fn last_words(console: &Path) -> String {
     let mut words = String::new();
+    let complaints = console.with_file_name("qemu.log");
     for (title, path) in [
-        ("QEMU said", console.with_file_name("qemu.log")),
-        ("its console ended with", console.into()),
+        ("QEMU said", complaints.as_path()),
+        ("its console ended with", console),
     ] {
-        let bytes = fs::read(&path).unwrap_or_default();
+        let bytes = fs::read(path).unwrap_or_default();
         let text = String::from_utf8_lossy(&bytes);
+        // QEMU says that of every start.
+        let noise =
+            |line: &str| line.is_empty() || line.contains("TCG doesn't support requested feature");
         let lines: Vec<&str> = text
             .lines()
             .map(str::trim_end)
-            .filter(|line| !line.is_empty())
+            .filter(|line| !noise(line))
             .collect();
-        if !lines.is_empty() {
+        let fatal = |line: &&str| {
+            ["Kernel panic", "BUG: ", "Oops: "]
+                .iter()
+                .any(|word| line.contains(word))
+        };
+        let from = lines
+            .iter()
+            .position(fatal)
+            .unwrap_or(lines.len().saturating_sub(LINES_SHOWN));
+        let shown = &lines[from..lines.len().min(from + LINES_SHOWN)];
+        if !shown.is_empty() {
             words += &format!("\n{title}:");
-            for line in &lines[lines.len().saturating_sub(25)..] {
-                words += "\n  | ";
-                words.extend(line.chars().filter(|c| !c.is_control()));
-            }
+        }
+        for line in shown {
+            words += "\n  | ";
+            words.extend(line.chars().filter(|c| !c.is_control()));
         }
     }
     words

@@ -1,4 +1,5 @@
-//! The host side: [`cli`] decides, [`direct`] or [`client`] runs the command, [`supervisor`] keeps an emulated machine.
+//! The host side: [`cli`] decides, [`direct`] or [`client`] runs the command, [`supervisor`] keeps an emulated machine, and
+//! [`serve`] lends it to clients.
 //!
 //! [`kvm`] says whether there is need of one; [`state`] says which labs there are; [`machine`] makes what QEMU needs.
 
@@ -8,6 +9,7 @@ pub mod direct;
 pub mod initramfs;
 pub mod kvm;
 pub mod machine;
+pub mod serve;
 pub mod state;
 pub mod supervisor;
 

@@ -8,7 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::{Context, LabError, Result};
-use crate::sys;
+use crate::sys::{self, process};
 
 /// A lab's place, whether or not there is a lab.
 #[derive(Clone, Debug)]
@@ -25,7 +25,7 @@ pub struct Lock(pub File);
 fn base() -> Result<PathBuf> {
     let base = match std::env::var_os("XDG_RUNTIME_DIR") {
         Some(directory) if !directory.is_empty() => PathBuf::from(directory).join("tandem-lab"),
-        _ => PathBuf::from(format!("/tmp/tandem-lab-{}", sys::user_id())),
+        _ => PathBuf::from(format!("/tmp/tandem-lab-{}", process::user_id())),
     };
     let made = DirBuilder::new().mode(0o700).create(&base);
     let facts = match (made, fs::symlink_metadata(&base)) {
@@ -34,7 +34,7 @@ fn base() -> Result<PathBuf> {
         }
         (_, facts) => facts.during(base.display().to_string())?,
     };
-    if !facts.is_dir() || facts.uid() != sys::user_id() || facts.mode() & 0o077 != 0 {
+    if !facts.is_dir() || facts.uid() != process::user_id() || facts.mode() & 0o077 != 0 {
         let base = base.display();
         return Err(LabError::Told(format!(
             "{base} is not a directory of yours alone (mode 0700): remove it"

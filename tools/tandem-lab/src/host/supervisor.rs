@@ -10,15 +10,17 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::machine::{self, Machine, Plan};
+use super::serve::{About, Service, hold};
 use super::state::{Lock, Place};
 use super::{Context, LabError, Result};
 use crate::frame::Frame;
-use crate::sys::{self, Signals};
+use crate::sys;
+use crate::sys::process::{self, Signals};
 
 /// How long the machine may take to come up: 4 s on an idle host.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
@@ -26,8 +28,6 @@ const BOOT_LIMIT: Duration = Duration::from_secs(120);
 /// a busy host is slow, and a machine that died says so at once by other ways.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 const SILENCE_LIMIT: Duration = Duration::from_secs(60);
-/// How long dying waits for clients to be told.
-const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What the supervisor is started with.
 #[derive(Debug)]
@@ -56,35 +56,12 @@ enum Event {
     End(End),
 }
 
-struct Shared {
-    place: Place,
-    release: Mutex<String>,
-    started: Instant,
-    /// Ports that no command uses.
-    free: Mutex<Vec<UnixStream>>,
-    freed: Condvar,
-    /// Why the lab is dead, once it is.
-    death: Mutex<Option<String>>,
-    died: Condvar,
-    /// Clients that are being served.
-    clients: Mutex<usize>,
-    left: Condvar,
-    events: Mutex<Sender<Event>>,
-    memory: u32,
-    qemu: u32,
-}
-
-fn hold<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // No holder leaves a value half changed.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Runs the lab until it ends. `leash` gets one line: `ready`, or why not.
 pub fn run(orders: Orders, leash: UnixStream) -> Result<()> {
     // SAFETY: the parent passed this descriptor for this purpose, and nothing else here knows of it.
     let lock = Lock(unsafe { sys::adopt(orders.lock) }.into());
     // QEMU serves every file that the machine has open.
-    sys::raise_open_files();
+    process::raise_open_files();
     let outcome = keep(&orders, &leash);
     if let Err(error) = &outcome {
         let _ = writeln!(&leash, "{}", error.to_string().replace('\n', "\x1f"));
@@ -103,20 +80,7 @@ fn keep(orders: &Orders, leash: &UnixStream) -> Result<()> {
         control,
         ports,
     } = machine::start(&orders.plan)?;
-    let shared = Arc::new(Shared {
-        place: orders.place.clone(),
-        release: Mutex::default(),
-        started: Instant::now(),
-        free: Mutex::new(ports),
-        freed: Condvar::new(),
-        death: Mutex::default(),
-        died: Condvar::new(),
-        clients: Mutex::new(0),
-        left: Condvar::new(),
-        events: Mutex::new(sender.clone()),
-        memory: orders.plan.memory,
-        qemu: process.id(),
-    });
+    let mut service = None;
     watch_signals(signals, sender.clone());
     watch_leash(
         leash.try_clone().during("the leash")?,
@@ -128,10 +92,19 @@ fn keep(orders: &Orders, leash: &UnixStream) -> Result<()> {
     // The machine's end shows as the end of its control port, so the process is only waited for then.
     let end = match events.recv_timeout(BOOT_LIMIT) {
         Ok(Event::Hello(release)) => {
-            *hold(&shared.release) = release;
-            let listener =
-                UnixListener::bind(shared.place.socket()).during("listening for clients")?;
-            serve(listener, &shared);
+            let place = orders.place.clone();
+            let listener = UnixListener::bind(place.socket()).during("listening for clients")?;
+            let about = About {
+                place,
+                release,
+                memory: orders.plan.memory,
+                qemu: process.id(),
+            };
+            let wish = Mutex::new(sender);
+            let end = Box::new(move || drop(hold(&wish).send(Event::End(End::Wished))));
+            service
+                .insert(Service::new(about, ports, end))
+                .listen(listener);
             let _ = writeln!(&mut &*leash, "ready");
             wait_for_end(&events)
         }
@@ -142,7 +115,7 @@ fn keep(orders: &Orders, leash: &UnixStream) -> Result<()> {
         )),
         Err(RecvTimeoutError::Disconnected) => End::Died("nobody watches the machine".into()),
     };
-    let _ = std::fs::remove_file(shared.place.socket());
+    let _ = std::fs::remove_file(orders.place.socket());
     let reason = match &end {
         End::Wished => {
             if !orders.one_shot && Frame::Shutdown.write_to(&mut shutdown).is_ok() {
@@ -161,7 +134,9 @@ fn keep(orders: &Orders, leash: &UnixStream) -> Result<()> {
     };
     let _ = process.kill();
     let _ = process.wait();
-    say_farewell(&shared, &reason);
+    if let Some(service) = service {
+        service.farewell(&reason);
+    }
     match end {
         End::Wished => Ok(()),
         End::Died(_) => Err(LabError::Told(reason)),
@@ -189,17 +164,6 @@ fn wait_up_to(process: &mut std::process::Child, limit: Duration) -> Option<Exit
     None
 }
 
-/// Tells every client why, and gives them a moment to hear it.
-fn say_farewell(shared: &Shared, reason: &str) {
-    *hold(&shared.death) = Some(reason.into());
-    shared.died.notify_all();
-    shared.freed.notify_all();
-    let clients = hold(&shared.clients);
-    let _ = shared
-        .left
-        .wait_timeout_while(clients, FAREWELL, |count| *count > 0);
-}
-
 fn watch_signals(signals: Signals, events: Sender<Event>) {
     thread::spawn(move || {
         if signals.wait().is_ok() {
@@ -225,6 +189,7 @@ fn watch_agent(control: UnixStream, events: Sender<Event>) {
         return;
     };
     let heard = Arc::new(Mutex::new(None::<Instant>));
+    let limit = silence_limit();
     let hearing = Arc::clone(&heard);
     let silent = events.clone();
     thread::spawn(move || {
@@ -252,7 +217,7 @@ fn watch_agent(control: UnixStream, events: Sender<Event>) {
             thread::sleep(HEARTBEAT);
             // Until it said hello, the limit on booting counts.
             let Some(last) = *hold(&heard) else { continue };
-            if last.elapsed() > SILENCE_LIMIT {
+            if last.elapsed() > limit {
                 let reason = format!(
                     "the agent in the machine has been silent for {} s",
                     last.elapsed().as_secs()
@@ -267,132 +232,12 @@ fn watch_agent(control: UnixStream, events: Sender<Event>) {
     });
 }
 
-fn serve(listener: UnixListener, shared: &Arc<Shared>) {
-    let shared = Arc::clone(shared);
-    thread::spawn(move || {
-        for client in listener.incoming().flatten() {
-            let shared = Arc::clone(&shared);
-            *hold(&shared.clients) += 1;
-            thread::spawn(move || {
-                // A client that went away, or spoke nonsense, is its own trouble: nobody is left to be told.
-                let _ = shared.attend(client);
-                *hold(&shared.clients) -= 1;
-                shared.left.notify_all();
-            });
-        }
-    });
-}
-
-impl Shared {
-    fn attend(&self, mut client: UnixStream) -> std::io::Result<()> {
-        match Frame::read_from(&mut client)? {
-            Some(start @ Frame::Start(_)) => self.run_command(client, &start),
-            Some(Frame::Status(_)) => Frame::Status(self.status()).write_to(client),
-            Some(Frame::Shutdown) => {
-                let _ = hold(&self.events).send(Event::End(End::Wished));
-                // Told as everyone else, when it is over.
-                Frame::Dead(self.await_death()).write_to(client)
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn status(&self) -> String {
-        let busy = machine::PORTS - hold(&self.free).len();
-        format!(
-            "lab '{}' is up: Linux {}, {} MiB, for {} s, {busy} of {} command slots in use, \
-             supervisor {}, QEMU {}, in {}",
-            self.place.name(),
-            hold(&self.release),
-            self.memory,
-            self.started.elapsed().as_secs(),
-            machine::PORTS,
-            std::process::id(),
-            self.qemu,
-            self.place.directory().display(),
-        )
-    }
-
-    fn await_death(&self) -> String {
-        let mut death = hold(&self.death);
-        loop {
-            match &*death {
-                Some(reason) => return reason.clone(),
-                None => {
-                    death = self
-                        .died
-                        .wait(death)
-                        .unwrap_or_else(PoisonError::into_inner)
-                }
-            }
-        }
-    }
-
-    /// A free port; `None` when the lab died before there was one.
-    fn take_port(&self) -> Option<UnixStream> {
-        let mut free = hold(&self.free);
-        loop {
-            if hold(&self.death).is_some() {
-                return None;
-            }
-            match free.pop() {
-                Some(port) => return Some(port),
-                None => {
-                    free = self
-                        .freed
-                        .wait(free)
-                        .unwrap_or_else(PoisonError::into_inner)
-                }
-            }
-        }
-    }
-
-    /// One session on one port, after which the port is free again, whatever the client did.
-    fn run_command(&self, client: UnixStream, start: &Frame) -> std::io::Result<()> {
-        let Some(port) = self.take_port() else {
-            return Frame::Dead(self.await_death()).write_to(client);
-        };
-        start.write_to(&port)?;
-        // A client that is gone by now is noticed below.
-        let _ = Frame::Started.write_to(&client);
-        let (mut from_client, mut to_port) =
-            (BufReader::new(client.try_clone()?), port.try_clone()?);
-        let upstream = thread::spawn(move || {
-            while let Ok(Some(frame)) = Frame::read_from(&mut from_client) {
-                let allowed = matches!(
-                    frame,
-                    Frame::Stdin(_)
-                        | Frame::StdinEof
-                        | Frame::Signal(_)
-                        | Frame::WindowSize(..)
-                        | Frame::CloseOutput(_)
-                        | Frame::End
-                );
-                if !allowed || frame.write_to(&mut to_port).is_err() {
-                    break;
-                }
-            }
-            // It has gone, or it is over: in either case the command is to end.
-            let _ = Frame::End.write_to(&mut to_port);
-        });
-        let mut from_port = &port;
-        let mut listening = true;
-        loop {
-            let Ok(Some(frame)) = Frame::read_from(&mut from_port) else {
-                return Frame::Dead(self.await_death()).write_to(&client);
-            };
-            listening = listening && frame.write_to(&client).is_ok();
-            if matches!(frame, Frame::Exit(_)) {
-                break;
-            }
-        }
-        let _ = client.shutdown(std::net::Shutdown::Both);
-        let _ = upstream.join();
-        Frame::Done.write_to(&port)?;
-        hold(&self.free).push(port);
-        self.freed.notify_one();
-        Ok(())
-    }
+/// The limit, or what `TANDEM_LAB_SILENCE_SECONDS` says (the test of it has no minute to wait).
+fn silence_limit() -> Duration {
+    let seconds = std::env::var("TANDEM_LAB_SILENCE_SECONDS")
+        .ok()
+        .and_then(|text| text.parse().ok());
+    seconds.map_or(SILENCE_LIMIT, Duration::from_secs)
 }
 
 /// The arguments that carry orders to a new supervisor, and back: paths and numbers, in this order.
