@@ -10,6 +10,7 @@
 //! | [`bus`]    | address ranges to devices, for port I/O and for MMIO                     |
 //! | [`acpi`]   | sleep and reset registers, the Generic Event Device's register           |
 //! | [`legacy`] | what a PC always had: serial port, i8042 reset, CMOS clock, debug ports  |
+//! | [`utc`]    | date and time of day                                                     |
 //!
 //! Every device has a plain serde struct of its state, with `save` and `restore`.
 //!
@@ -20,6 +21,7 @@
 pub mod acpi;
 pub mod bus;
 pub mod legacy;
+pub mod utc;
 
 mod limit;
 

@@ -1,4 +1,37 @@
-//! Configuration to machine to lifecycle.
+//! Configuration to machine to lifecycle: the only crate that talks to KVM.
+//!
+//! The way of a boot is one line: [`VmConfig`](config::VmConfig) (plain serde data, and the file format),
+//! validated, [`MachineBuilder`](machine::MachineBuilder), [`Machine`](machine::Machine) (running),
+//! [`ExitReason`](exit::ExitReason). There is one constructor and no half-built machine.
+//!
+//! | module      | what lives there                                                              |
+//! |-------------|-------------------------------------------------------------------------------|
+//! | [`config`]  | the configuration: fields, defaults, limits                                    |
+//! | [`layout`]  | every guest address that is fixed                                              |
+//! | [`memory`]  | guest memory, with its hole below 4 GiB                                        |
+//! | [`kernel`]  | kernel, initrd and command line into guest memory; the boot protocols          |
+//! | [`bzimage`] | bzImage kernels: decompression on the host, and its cache                      |
+//! | [`cpu`]     | CPUID, MSRs, registers and local APIC of a vCPU                                |
+//! | [`acpi`]    | the ACPI tables                                                                |
+//! | [`console`] | the serial port's other end: terminal, pipe or file                            |
+//! | [`machine`] | building a machine and running it: vCPU threads, pause, stop                   |
+//! | [`run`]     | the main thread's event loop: signals, input, the machine's end                |
+//! | [`timeline`]| when each phase of a boot was reached, in wall and CPU time                    |
+//! | [`exit`]    | how a machine can end, with the exit code of each way                          |
+//! | [`probe`]   | what this host's KVM can do, found by running a probe guest                    |
+//!
+//! The library knows no HTTP and no command line. It never prints; it logs through the `log` crate.
 
+pub mod acpi;
 pub mod bzimage;
+pub mod config;
+pub mod console;
+pub mod cpu;
+pub mod exit;
+pub mod kernel;
+pub mod layout;
+pub mod machine;
+pub mod memory;
 pub mod probe;
+pub mod run;
+pub mod timeline;

@@ -6,11 +6,12 @@
 //! its own time does so from kvm-clock. The rest of the CMOS memory stores bytes.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
 use crate::bus::{Action, BusDevice};
+use crate::utc::Utc;
 
 /// Bytes of CMOS memory, the clock's registers included.
 const CMOS_LEN: usize = 128;
@@ -93,16 +94,17 @@ impl Rtc {
     }
 
     fn register(&self, state: &RtcState) -> u8 {
-        let clock = || Calendar::from(self.now_utc());
+        let time = || Utc::from((self.now)());
         match state.index {
-            SECONDS => bcd(clock().second),
-            MINUTES => bcd(clock().minute),
-            HOURS => bcd(clock().hour),
-            DAY_OF_WEEK => bcd(clock().weekday),
-            DAY_OF_MONTH => bcd(clock().day),
-            MONTH => bcd(clock().month),
-            YEAR => bcd((clock().year % 100) as u8),
-            CENTURY => bcd((clock().year / 100) as u8),
+            SECONDS => bcd(time().second),
+            MINUTES => bcd(time().minute),
+            HOURS => bcd(time().hour),
+            // Sunday is 1 here.
+            DAY_OF_WEEK => bcd(time().weekday + 1),
+            DAY_OF_MONTH => bcd(time().day),
+            MONTH => bcd(time().month),
+            YEAR => bcd((time().year % 100) as u8),
+            CENTURY => bcd((time().year / 100) as u8),
             STATUS_A => STATUS_A_VALUE,
             STATUS_B => STATUS_B_VALUE,
             STATUS_C => 0,
@@ -113,14 +115,6 @@ impl Rtc {
                 .copied()
                 .unwrap_or_default(),
         }
-    }
-
-    /// Seconds since 1970 in UTC; a host whose clock is before that shows 1970.
-    fn now_utc(&self) -> u64 {
-        (self.now)()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or(Duration::ZERO)
-            .as_secs()
     }
 }
 
@@ -153,52 +147,10 @@ fn bcd(value: u8) -> u8 {
     ((value / 10) << 4) | (value % 10)
 }
 
-#[derive(Debug, PartialEq, Eq)]
-struct Calendar {
-    year: u64,
-    month: u8,
-    day: u8,
-    /// 1 is Sunday.
-    weekday: u8,
-    hour: u8,
-    minute: u8,
-    second: u8,
-}
-
-impl From<u64> for Calendar {
-    /// From seconds since 1970, in the proleptic Gregorian calendar.
-    fn from(seconds: u64) -> Self {
-        const DAYS_IN_400_YEARS: u64 = 146_097;
-        let (days, rest) = (seconds / 86_400, seconds % 86_400);
-        // Years that begin in March put the leap day last, which makes a month's start a linear function.
-        // 719,468 days lie between 1 March of the year 0 and 1 January 1970.
-        let shifted = days + 719_468;
-        let era = shifted / DAYS_IN_400_YEARS;
-        let day_of_era = shifted % DAYS_IN_400_YEARS;
-        let year_of_era =
-            (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-        let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-        let march_month = (5 * day_of_year + 2) / 153;
-        let month = if march_month < 10 {
-            march_month + 3
-        } else {
-            march_month - 9
-        };
-        Self {
-            year: year_of_era + era * 400 + u64::from(month <= 2),
-            month: month as u8,
-            day: (day_of_year - (153 * march_month + 2) / 5 + 1) as u8,
-            weekday: ((days + 4) % 7 + 1) as u8,
-            hour: (rest / 3_600) as u8,
-            minute: (rest % 3_600 / 60) as u8,
-            second: (rest % 60) as u8,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     fn read(rtc: &Rtc, index: u8) -> u8 {
         let _ = rtc.write(0, &[index]);
@@ -218,29 +170,6 @@ mod tests {
         assert_eq!(read(&rtc, STATUS_A) & 0x80, 0, "never in an update");
         assert_eq!(read(&rtc, STATUS_B), 0x02);
         assert_eq!(read(&rtc, STATUS_D), 0x80);
-    }
-
-    #[test]
-    fn the_calendar_agrees_with_the_c_library() {
-        for seconds in (0..8_000_000_000_u64).step_by(86_400 * 13 + 3_607) {
-            let time = seconds as libc::time_t;
-            // SAFETY: an all-zero tm is valid, and gmtime_r writes only to it.
-            let tm = unsafe {
-                let mut tm = std::mem::zeroed();
-                assert!(!libc::gmtime_r(&time, &mut tm).is_null());
-                tm
-            };
-            let expect = Calendar {
-                year: tm.tm_year as u64 + 1900,
-                month: tm.tm_mon as u8 + 1,
-                day: tm.tm_mday as u8,
-                weekday: tm.tm_wday as u8 + 1,
-                hour: tm.tm_hour as u8,
-                minute: tm.tm_min as u8,
-                second: tm.tm_sec as u8,
-            };
-            assert_eq!(Calendar::from(seconds), expect, "{seconds}");
-        }
     }
 
     #[test]

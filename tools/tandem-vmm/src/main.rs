@@ -1,3 +1,53 @@
-//! tandem-vmm
+//! The VM process: boots one guest from one configuration and ends with it.
+//!
+//! | file       | what lives there                                                          |
+//! |------------|---------------------------------------------------------------------------|
+//! | `args`     | the command line                                                          |
+//! | `logger`   | the log: format, level, destination                                       |
+//! | `session`  | from arguments to the guest's end                                         |
+//! | `report`   | the boot timeline as JSON                                                 |
+//!
+//! Standard output carries the guest's serial port and nothing else. Messages of this program go to standard
+//! error, one line each. Exit codes are those of [`vmm::exit`], and stand in `--help`.
 
-fn main() {}
+mod args;
+mod logger;
+mod report;
+mod session;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+use vmm::exit;
+
+use args::Args;
+
+fn main() -> ExitCode {
+    let start = Instant::now();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => {
+            // Help and version are errors to clap. Where they go may be closed; that changes nothing.
+            let _ = error.print();
+            return if error.use_stderr() {
+                ExitCode::from(exit::BAD_ARGUMENTS)
+            } else {
+                ExitCode::SUCCESS
+            };
+        }
+    };
+    match session::run(&args, start) {
+        Ok(reason) => {
+            match reason.code() {
+                0 => log::info!("{reason}"),
+                _ => eprintln!("tandem-vmm: {reason}"),
+            }
+            ExitCode::from(reason.code())
+        }
+        Err(failure) => {
+            eprintln!("tandem-vmm: {}", session::OneLine(&failure));
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! The command line. Names are Firecracker's wherever Firecracker has them.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser;
+use vmm::bzimage::default_cache_dir;
+use vmm::config::Level;
+
+/// Boots one virtual machine and ends with it.
+#[derive(Debug, Parser)]
+#[command(
+    name = "tandem-vmm",
+    version,
+    after_help = "\
+The guest's serial port is standard input and output. SIGTERM, SIGINT, SIGHUP
+and SIGQUIT press the power button; a second one stops the machine at once.
+
+Exit codes:
+    0  the guest switched itself off
+    1  the host could not set up or run the machine
+   64  the guest reset itself
+   65  the guest's kernel panicked
+   66  triple fault
+   67  KVM could not go on with the guest
+   68  a vCPU was lost
+  128+N  stopped by signal N before the guest had switched itself off
+  152  the configuration is not valid
+  153  the command line is not valid"
+)]
+pub struct Args {
+    /// Configuration of the machine (JSON)
+    #[arg(long, value_name = "PATH")]
+    pub config_file: PathBuf,
+
+    /// Name of the machine, for the log: 1 to 64 letters, digits and hyphens
+    #[arg(long, default_value = "anonymous-instance", value_parser = instance_id)]
+    pub id: String,
+
+    /// Run without a control socket; this version has none
+    #[arg(long)]
+    pub no_api: bool,
+
+    /// Append the log to this file or FIFO [default: standard error]
+    #[arg(long, value_name = "PATH")]
+    pub log_path: Option<PathBuf>,
+
+    /// Least important level that is logged: Off, Error, Warning, Info, Debug or
+    /// Trace [default: Info with a log file, Warning on standard error]
+    #[arg(long, value_name = "LEVEL", value_parser = level, verbatim_doc_comment)]
+    pub level: Option<Level>,
+
+    /// Log only messages whose module path starts with this
+    #[arg(long, value_name = "PREFIX")]
+    pub module: Option<String>,
+
+    /// Show the level in log lines
+    #[arg(long)]
+    pub show_level: bool,
+
+    /// Show source file and line in log lines
+    #[arg(long)]
+    pub show_log_origin: bool,
+
+    /// Give the guest a boot timer: writing 123 to the first byte at 0xc0000000
+    /// or 0xd0000000 marks "init reached" in the timeline
+    #[arg(long, verbatim_doc_comment)]
+    pub boot_timer: bool,
+
+    /// Write the boot timeline to this file (JSON) when the guest is over;
+    /// implies --boot-timer
+    #[arg(long, value_name = "PATH", verbatim_doc_comment)]
+    pub boot_timeline: Option<PathBuf>,
+
+    /// Time that the guest has to switch itself off after the power button
+    #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+    pub stop_timeout: Duration,
+
+    /// Where decompressed kernels are kept [default: kernels/ in TANDEM_CACHE, or
+    /// tandem/kernels/ in XDG_CACHE_HOME, ~/.cache or /var/cache]
+    #[arg(long, value_name = "DIR", verbatim_doc_comment)]
+    pub kernel_cache: Option<PathBuf>,
+
+    /// When the launcher started, in microseconds of the monotonic clock
+    #[arg(long, value_name = "MICROSECONDS")]
+    pub start_time_us: Option<u64>,
+
+    /// CPU time of this process that the timeline leaves out, in microseconds
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 0)]
+    pub start_time_cpu_us: u64,
+
+    /// CPU time of the launcher that the timeline counts, in microseconds
+    #[arg(long, value_name = "MICROSECONDS", default_value_t = 0)]
+    pub parent_cpu_time_us: u64,
+}
+
+impl Args {
+    /// Where decompressed kernels are kept.
+    pub fn kernel_cache(&self) -> PathBuf {
+        self.kernel_cache.clone().unwrap_or_else(default_cache_dir)
+    }
+}
+
+fn instance_id(text: &str) -> Result<String, &'static str> {
+    let fits = (1..=64).contains(&text.len());
+    let plain = text
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if fits && plain {
+        Ok(text.to_owned())
+    } else {
+        Err("give 1 to 64 letters, digits and hyphens")
+    }
+}
+
+fn level(text: &str) -> Result<Level, &'static str> {
+    match text.to_ascii_lowercase().as_str() {
+        "off" => Ok(Level::Off),
+        "error" => Ok(Level::Error),
+        "warn" | "warning" => Ok(Level::Warning),
+        "info" => Ok(Level::Info),
+        "debug" => Ok(Level::Debug),
+        "trace" => Ok(Level::Trace),
+        _ => Err("give Off, Error, Warning, Info, Debug or Trace"),
+    }
+}
+
+fn seconds(text: &str) -> Result<Duration, &'static str> {
+    text.parse()
+        .ok()
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .ok_or("give a number of seconds, such as 10 or 0.5")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn identifiers_are_plain() {
+        assert!(instance_id("vm-1").is_ok());
+        assert!(instance_id(&"x".repeat(64)).is_ok());
+        for bad in ["", "a b", "../x", "ä", &"x".repeat(65)] {
+            assert!(instance_id(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn times_are_numbers_of_seconds() {
+        assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
+        assert_eq!(seconds("0"), Ok(Duration::ZERO));
+        for bad in ["", "-1", "x", "inf", "nan", "1e400"] {
+            assert!(seconds(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn help_fits_a_terminal() {
+        use clap::CommandFactory;
+        let help = Args::command().render_long_help().to_string();
+        for line in help.lines() {
+            assert!(line.len() <= 90, "{line}");
+        }
+    }
+}

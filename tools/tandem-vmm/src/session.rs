@@ -1,0 +1,169 @@
+//! From arguments to the guest's end.
+
+use std::error::Error;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use api_server::config::{self, DocumentError, MAX_BYTES};
+use vmm::config::{LoggerConfig, VmConfig};
+use vmm::console::Output;
+use vmm::exit::{self, ExitReason};
+use vmm::machine::{BuildError, Host, MachineBuilder};
+use vmm::run::{self, Options, RunError};
+use vmm::timeline::{Launch, Phase, Timeline};
+
+use crate::args::Args;
+use crate::{logger, report};
+
+/// Why there was no guest, or none to the end.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The configuration file cannot be read.
+    #[error("--config-file: cannot read {}; give the path of a readable file of 1 MiB at most", .0.display())]
+    ReadConfig(PathBuf, #[source] io::Error),
+    /// The configuration is not valid.
+    #[error("{}", .0.display())]
+    Config(PathBuf, #[source] DocumentError),
+    /// A file for output cannot be opened.
+    #[error("{option}: cannot write to {}; give a path that can be written to", .path.display())]
+    Output {
+        /// Option or field that names the file.
+        option: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// Standard output is closed.
+    #[error("standard output is closed; connect it, or set serial.serial_out_path")]
+    Stdout(#[source] io::Error),
+    /// The machine cannot be built.
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The machine cannot be run.
+    #[error(transparent)]
+    Run(#[from] RunError),
+}
+
+impl Failure {
+    /// Exit code of the process.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::ReadConfig(..) | Self::Config(..) | Self::Output { .. } => {
+                exit::BAD_CONFIGURATION
+            }
+            Self::Build(error) => error.exit_code(),
+            Self::Stdout(_) | Self::Run(_) => exit::HOST_ERROR,
+        }
+    }
+}
+
+/// A failure with all its causes, in one line.
+pub struct OneLine<'a>(pub &'a Failure);
+
+impl fmt::Display for OneLine<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}
+
+/// Runs one guest to its end. `start` is when this process ran its first own instructions.
+///
+/// # Errors
+/// [`Failure`]; there is no guest then.
+pub fn run(args: &Args, start: Instant) -> Result<ExitReason, Failure> {
+    let config = read_config(&args.config_file)?;
+    start_log(args, config.logger.as_ref())?;
+    let launch = Launch {
+        start_time_us: args.start_time_us,
+        start_cpu_us: args.start_time_cpu_us,
+        parent_cpu_us: args.parent_cpu_time_us,
+    };
+    let timeline = Arc::new(Timeline::new(start, launch));
+    timeline.mark(Phase::ProcessStart);
+    // Opened now: a guest that ran for days shall not end with "cannot write".
+    let timeline_file = args.boot_timeline.as_deref().map(create).transpose()?;
+
+    let serial_path = config
+        .serial
+        .as_ref()
+        .and_then(|serial| serial.serial_out_path.as_deref());
+    let (file, input) = match serial_path {
+        Some(path) => (
+            Output::file(path).map_err(unwritable("serial.serial_out_path", path))?,
+            false,
+        ),
+        None => (Output::stdout().map_err(Failure::Stdout)?, true),
+    };
+    let output = Output::new(file);
+    let host = Host {
+        kernel_cache: args.kernel_cache(),
+        boot_timer: args.boot_timer || args.boot_timeline.is_some(),
+    };
+    let machine = MachineBuilder::new(&config, &host, timeline.clone()).build(&output)?;
+    let options = Options {
+        grace: args.stop_timeout,
+        input,
+    };
+    let reason = run::run(machine, output, options)?;
+    if let (Some(file), Some(path)) = (timeline_file, &args.boot_timeline) {
+        report::write(file, &args.id, &reason, &timeline)
+            .map_err(unwritable("--boot-timeline", path))?;
+    }
+    Ok(reason)
+}
+
+fn read_config(path: &Path) -> Result<VmConfig, Failure> {
+    let unreadable = |source| Failure::ReadConfig(path.to_owned(), source);
+    let mut document = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut document))
+        .map_err(unreadable)?;
+    if document.len() as u64 > MAX_BYTES {
+        return Err(unreadable(io::ErrorKind::FileTooLarge.into()));
+    }
+    config::parse(&document).map_err(|error| Failure::Config(path.to_owned(), error))
+}
+
+/// The command line has the last word over the configuration's `logger` section.
+fn start_log(args: &Args, config: Option<&LoggerConfig>) -> Result<(), Failure> {
+    let path = args
+        .log_path
+        .as_deref()
+        .map(|path| ("--log-path", path))
+        .or_else(|| Some(("logger.log_path", config?.log_path.as_deref()?)));
+    let level = args.level.or_else(|| config?.level);
+    let settings = logger::Settings {
+        id: &args.id,
+        path: path.map(|(_, path)| path),
+        level: level.map(Into::into),
+        module: args.module.as_deref().or_else(|| config?.module.as_deref()),
+        show_level: args.show_level || config.is_some_and(|log| log.show_level == Some(true)),
+        show_origin: args.show_log_origin
+            || config.is_some_and(|log| log.show_log_origin == Some(true)),
+    };
+    let (option, path) = path.unwrap_or(("--log-path", Path::new("-")));
+    logger::start(&settings).map_err(unwritable(option, path))
+}
+
+fn create(path: &Path) -> Result<File, Failure> {
+    File::create(path).map_err(unwritable("--boot-timeline", path))
+}
+
+fn unwritable(option: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Failure {
+    move |source| Failure::Output {
+        option,
+        path: path.to_owned(),
+        source,
+    }
+}

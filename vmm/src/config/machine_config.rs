@@ -1,0 +1,134 @@
+//! vCPUs and memory.
+
+use serde::{Deserialize, Serialize};
+
+use super::ConfigError;
+
+/// Most vCPUs that a VM can have.
+pub const MAX_VCPUS: u8 = 32;
+/// Least memory that a VM can have, in MiB.
+pub const MIN_MEMORY_MIB: u64 = 16;
+/// Most memory that a VM can have, in MiB: 16 TiB, far below what 46 physical address bits reach.
+const MAX_MEMORY_MIB: u64 = 16 << 20;
+
+/// The machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineConfig {
+    /// vCPUs, 1 to [`MAX_VCPUS`].
+    pub vcpu_count: u8,
+    /// Memory in MiB, from [`MIN_MEMORY_MIB`].
+    pub mem_size_mib: u64,
+    /// Whether two vCPUs each look like the threads of one core.
+    #[serde(default)]
+    pub smt: bool,
+    /// CPU template of Firecracker's; only `None` is there.
+    #[serde(default)]
+    pub cpu_template: CpuTemplate,
+    /// Whether KVM keeps a log of the pages that the guest writes.
+    #[serde(default)]
+    pub track_dirty_pages: bool,
+    /// Pages that back the guest's memory.
+    #[serde(default)]
+    pub huge_pages: HugePages,
+}
+
+/// Size of the pages that back the guest's memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HugePages {
+    /// Ordinary pages.
+    #[default]
+    None,
+    /// Pages of 2 MiB from the host's hugetlbfs pool.
+    #[serde(rename = "2M")]
+    Mib2,
+}
+
+/// A static CPU template.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CpuTemplate {
+    /// The host's CPU as KVM offers it.
+    #[default]
+    None,
+}
+
+impl Default for MachineConfig {
+    /// Firecracker's: one vCPU, 128 MiB.
+    fn default() -> Self {
+        Self {
+            vcpu_count: 1,
+            mem_size_mib: 128,
+            smt: false,
+            cpu_template: CpuTemplate::None,
+            track_dirty_pages: false,
+            huge_pages: HugePages::None,
+        }
+    }
+}
+
+impl MachineConfig {
+    /// Memory in bytes.
+    pub fn memory_bytes(&self) -> u64 {
+        self.mem_size_mib << 20
+    }
+
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+        if self.vcpu_count == 0 || self.vcpu_count > MAX_VCPUS {
+            return Err(ConfigError::new(
+                "machine-config.vcpu_count",
+                format!("is {}", self.vcpu_count),
+                format!("give 1 to {MAX_VCPUS}"),
+            ));
+        }
+        if self.smt && self.vcpu_count > 1 && !self.vcpu_count.is_multiple_of(2) {
+            return Err(ConfigError::new(
+                "machine-config.vcpu_count",
+                format!("is {}, odd, while smt is on", self.vcpu_count),
+                "give 1 or an even number, or switch smt off",
+            ));
+        }
+        if !(MIN_MEMORY_MIB..=MAX_MEMORY_MIB).contains(&self.mem_size_mib) {
+            return Err(ConfigError::new(
+                "machine-config.mem_size_mib",
+                format!("is {}", self.mem_size_mib),
+                format!("give {MIN_MEMORY_MIB} to {MAX_MEMORY_MIB} (MiB)"),
+            ));
+        }
+        if self.huge_pages == HugePages::Mib2 && !self.mem_size_mib.is_multiple_of(2) {
+            return Err(ConfigError::new(
+                "machine-config.mem_size_mib",
+                format!("is {}, odd, while huge_pages is 2M", self.mem_size_mib),
+                "give an even number",
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(change: impl FnOnce(&mut MachineConfig)) -> Option<&'static str> {
+        let mut config = MachineConfig::default();
+        change(&mut config);
+        config.validate().err().map(|error| error.field)
+    }
+
+    #[test]
+    fn sizes_have_limits() {
+        let vcpus = Some("machine-config.vcpu_count");
+        let memory = Some("machine-config.mem_size_mib");
+        assert_eq!(check(|c| c.vcpu_count = 0), vcpus);
+        assert_eq!(check(|c| c.vcpu_count = 1), None);
+        assert_eq!(check(|c| c.vcpu_count = 32), None);
+        assert_eq!(check(|c| c.vcpu_count = 33), vcpus);
+        assert_eq!(check(|c| c.mem_size_mib = 15), memory);
+        assert_eq!(check(|c| c.mem_size_mib = 16), None);
+        assert_eq!(check(|c| c.mem_size_mib = u64::MAX), memory);
+        assert_eq!(check(|c| (c.smt, c.vcpu_count) = (true, 3)), vcpus);
+        assert_eq!(check(|c| (c.smt, c.vcpu_count) = (true, 1)), None);
+        let odd = |c: &mut MachineConfig| (c.huge_pages, c.mem_size_mib) = (HugePages::Mib2, 129);
+        assert_eq!(check(odd), memory);
+    }
+}

@@ -1,0 +1,194 @@
+//! The configuration of one VM: plain data, the file format of `--config-file` and the body of API requests.
+//!
+//! Section and field names are Firecracker's wherever Firecracker has them, so that its configuration files
+//! work; fields that only Tandem has are optional. A field that is not known is an error, and so is one that
+//! this version cannot honour: nothing is silently ignored. [`VmConfig::validate`] checks what types cannot.
+
+mod boot_source;
+mod machine_config;
+mod output;
+mod unsupported;
+
+use serde::{Deserialize, Serialize};
+
+pub use boot_source::{BootSource, Decompression};
+pub use machine_config::{CpuTemplate, HugePages, MAX_VCPUS, MIN_MEMORY_MIB, MachineConfig};
+pub use output::{Level, LoggerConfig, SerialConfig};
+use unsupported::{Unsupported, absent};
+
+/// One VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmConfig {
+    /// What to boot.
+    #[serde(rename = "boot-source")]
+    pub boot_source: BootSource,
+    /// vCPUs and memory.
+    #[serde(rename = "machine-config", default)]
+    pub machine_config: MachineConfig,
+    /// Where the serial port's output goes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<SerialConfig>,
+    /// Where the log goes and how much of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logger: Option<LoggerConfig>,
+
+    // Sections of Firecracker's that need a device or an ability which is not there yet. Empty ones pass.
+    #[serde(default, skip_serializing_if = "absent")]
+    drives: Unsupported,
+    #[serde(rename = "network-interfaces", default, skip_serializing_if = "absent")]
+    network_interfaces: Unsupported,
+    #[serde(default, skip_serializing_if = "absent")]
+    vsock: Unsupported,
+    #[serde(default, skip_serializing_if = "absent")]
+    balloon: Unsupported,
+    #[serde(default, skip_serializing_if = "absent")]
+    entropy: Unsupported,
+    #[serde(default, skip_serializing_if = "absent")]
+    pmem: Unsupported,
+    #[serde(rename = "memory-hotplug", default, skip_serializing_if = "absent")]
+    memory_hotplug: Unsupported,
+    #[serde(rename = "mmds-config", default, skip_serializing_if = "absent")]
+    mmds_config: Unsupported,
+    #[serde(rename = "cpu-config", default, skip_serializing_if = "absent")]
+    cpu_config: Unsupported,
+    #[serde(default, skip_serializing_if = "absent")]
+    metrics: Unsupported,
+}
+
+/// A value that has the right type and is still impossible.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {problem}; {remedy}")]
+pub struct ConfigError {
+    /// Path of the field, as in the configuration file.
+    pub field: &'static str,
+    /// What is wrong with its value.
+    pub problem: String,
+    /// What to do about it.
+    pub remedy: String,
+}
+
+impl ConfigError {
+    fn new(field: &'static str, problem: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self {
+            field,
+            problem: problem.into(),
+            remedy: remedy.into(),
+        }
+    }
+}
+
+impl VmConfig {
+    /// A configuration with everything at its default but what to boot.
+    pub fn new(boot_source: BootSource) -> Self {
+        Self {
+            boot_source,
+            machine_config: MachineConfig::default(),
+            serial: None,
+            logger: None,
+            drives: Unsupported,
+            network_interfaces: Unsupported,
+            vsock: Unsupported,
+            balloon: Unsupported,
+            entropy: Unsupported,
+            pmem: Unsupported,
+            memory_hotplug: Unsupported,
+            mmds_config: Unsupported,
+            cpu_config: Unsupported,
+            metrics: Unsupported,
+        }
+    }
+
+    /// Checks every value that its type leaves open, without touching a file.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.boot_source.validate()?;
+        self.machine_config.validate()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(json: &str) -> Result<VmConfig, serde_json::Error> {
+        serde_json::from_str(json)
+    }
+
+    #[test]
+    fn a_firecracker_file_works() {
+        let config = parse(
+            r#"{
+                "boot-source": {
+                    "kernel_image_path": "vmlinux.bin",
+                    "boot_args": "console=ttyS0 reboot=k panic=1 pci=off",
+                    "initrd_path": null
+                },
+                "drives": [],
+                "machine-config": {
+                    "vcpu_count": 2, "mem_size_mib": 1024, "smt": false,
+                    "track_dirty_pages": false, "huge_pages": "None"
+                },
+                "cpu-config": null, "balloon": null, "network-interfaces": [], "vsock": null,
+                "logger": {"log_path": "/tmp/log", "level": "Warning", "show_level": true},
+                "metrics": null, "mmds-config": null, "entropy": null
+            }"#,
+        )
+        .unwrap();
+        config.validate().unwrap();
+        assert_eq!(config.machine_config.vcpu_count, 2);
+        assert_eq!(config.logger.unwrap().level, Some(Level::Warning));
+    }
+
+    #[test]
+    fn the_smallest_file_gets_the_defaults() {
+        let config = parse(r#"{"boot-source": {"kernel_image_path": "k"}}"#).unwrap();
+        config.validate().unwrap();
+        assert_eq!(config.machine_config, MachineConfig::default());
+        assert_eq!(config.machine_config.mem_size_mib, 128);
+    }
+
+    #[test]
+    fn what_this_version_cannot_do_is_refused_by_name() {
+        for section in ["drives", "network-interfaces"] {
+            let json = format!(
+                r#"{{"boot-source": {{"kernel_image_path": "k"}}, "{section}": [{{"a": 1}}]}}"#
+            );
+            let error = parse(&json).unwrap_err().to_string();
+            assert!(error.contains("does not have yet"), "{error}");
+        }
+        for section in ["vsock", "balloon", "entropy", "metrics", "cpu-config"] {
+            for value in ["{}", "\"x\"", "1", "true"] {
+                let json = format!(
+                    r#"{{"boot-source": {{"kernel_image_path": "k"}}, "{section}": {value}}}"#
+                );
+                assert!(parse(&json).is_err(), "{section} {value}");
+            }
+        }
+    }
+
+    #[test]
+    fn unknown_fields_are_errors_everywhere() {
+        for json in [
+            r#"{"boot-source": {"kernel_image_path": "k"}, "machine": {}}"#,
+            r#"{"boot-source": {"kernel_image_path": "k", "args": ""}}"#,
+            r#"{"boot-source": {"kernel_image_path": "k"}, "machine-config": {"vcpu_count": 1, "mem_size_mib": 64, "ht": 1}}"#,
+            r#"{"boot-source": {"kernel_image_path": "k"}, "serial": {"path": "x"}}"#,
+            r#"{"boot-source": {"kernel_image_path": "k"}, "logger": {"path": "x"}}"#,
+        ] {
+            let error = parse(json).unwrap_err().to_string();
+            assert!(error.contains("unknown field"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_reads_back() {
+        let mut config = VmConfig::new(BootSource::new("/k"));
+        config.machine_config.vcpu_count = 4;
+        config.serial = Some(SerialConfig {
+            serial_out_path: Some("/tmp/out".into()),
+        });
+        let json = serde_json::to_string(&config).unwrap();
+        assert!(!json.contains("drives"));
+        assert_eq!(parse(&json).unwrap(), config);
+    }
+}

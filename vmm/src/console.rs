@@ -1,0 +1,329 @@
+//! The serial port's other end: terminal, pipe or file.
+//!
+//! Output: vCPU threads put bytes into a buffer and a thread of its own writes them out, so that a guest's print
+//! costs no system call per byte, and a stuck reader holds up neither the control loop nor any other device. When
+//! the buffer is full the guest waits, as it would for a slow line: nothing is lost.
+//!
+//! Input: read as the guest takes it. What the serial port's FIFO has no room for stays with the sender.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, IsTerminal, Read, Write};
+use std::mem;
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use crate::timeline::{Phase, Timeline};
+
+mod terminal;
+
+pub use terminal::RawTerminal;
+
+/// Bytes that wait for the writer at most before the guest waits.
+const CAPACITY: usize = 64 * 1024;
+/// How long the writer lets bytes gather after the first one: one system call then takes a whole line.
+const GATHER: Duration = Duration::from_micros(500);
+
+/// The buffer between vCPU threads and the writing thread.
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<Pending>,
+    /// Signalled when there are bytes, or there will be none.
+    filled: Condvar,
+    /// Signalled when there is room, or nobody shall wait.
+    drained: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Pending {
+    bytes: Vec<u8>,
+    /// No more bytes will come.
+    closed: bool,
+    /// The guest does not wait for room: it is being paused or stopped.
+    no_waiting: bool,
+    /// Nobody takes bytes any more.
+    broken: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Pending> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where the serial port's output goes, and the thread that writes it.
+#[derive(Debug)]
+pub struct Output {
+    shared: Arc<Shared>,
+    file: Option<File>,
+    writer: Option<JoinHandle<()>>,
+}
+
+/// The guest's side of an [`Output`].
+pub struct OutputWriter {
+    shared: Arc<Shared>,
+    timeline: Arc<Timeline>,
+    silent: bool,
+}
+
+impl Output {
+    /// Output to `file`. Nothing is written before [`start`](Self::start).
+    pub fn new(file: File) -> Self {
+        Self {
+            shared: Arc::new(Shared::default()),
+            file: Some(file),
+            writer: None,
+        }
+    }
+
+    /// Starts the thread that writes. Once is enough.
+    ///
+    /// # Errors
+    /// The thread could not be started.
+    pub fn start(&mut self) -> io::Result<()> {
+        if let Some(file) = self.file.take() {
+            let shared = self.shared.clone();
+            let writer = thread::Builder::new()
+                .name("console".into())
+                .spawn(move || write_out(file, &shared))?;
+            self.writer = Some(writer);
+        }
+        Ok(())
+    }
+
+    /// Standard output.
+    ///
+    /// # Errors
+    /// It is closed.
+    pub fn stdout() -> io::Result<File> {
+        duplicate(libc::STDOUT_FILENO)
+    }
+
+    /// Opens `path` to append to; it is made if it is not there (mode 0600: a console may show secrets).
+    ///
+    /// # Errors
+    /// The file cannot be opened for writing.
+    pub fn file(path: &Path) -> io::Result<File> {
+        OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            // A FIFO without a reader must not hold up the start, nor a terminal become ours.
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(path)
+            .and_then(|file| set_blocking(file.as_raw_fd()).map(|()| file))
+    }
+
+    /// A writer for the serial port.
+    pub fn writer(&self, timeline: Arc<Timeline>) -> OutputWriter {
+        OutputWriter {
+            shared: self.shared.clone(),
+            timeline,
+            silent: true,
+        }
+    }
+
+    /// Whether the guest waits for room in the buffer. A guest that is being paused or stopped must not.
+    pub fn let_guest_wait(&self, wait: bool) {
+        self.shared.lock().no_waiting = !wait;
+        self.shared.drained.notify_all();
+    }
+
+    /// Writes out what there is, for `patience` at most.
+    pub fn finish(&mut self, patience: Duration) {
+        if self.writer.is_none() {
+            return;
+        }
+        self.shared.lock().closed = true;
+        self.shared.filled.notify_all();
+        let state = self.shared.lock();
+        let (state, _) = self
+            .shared
+            .drained
+            .wait_timeout_while(state, patience, |state| !state.broken)
+            .unwrap_or_else(PoisonError::into_inner);
+        let finished = state.broken;
+        drop(state);
+        match self.writer.take() {
+            Some(writer) if finished => drop(writer.join()),
+            // In a write that nobody reads; the process ends without it.
+            Some(_) => log::warn!("the console's reader is stuck: output was lost"),
+            None => {}
+        }
+    }
+}
+
+impl Write for OutputWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if mem::take(&mut self.silent) {
+            self.timeline.mark(Phase::FirstSerialByte);
+        }
+        let mut state = self.shared.lock();
+        while state.bytes.len() >= CAPACITY && !state.no_waiting && !state.broken {
+            state = self
+                .shared
+                .drained
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        if state.broken {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        if state.bytes.is_empty() {
+            self.shared.filled.notify_one();
+        }
+        state.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        // vm-superio flushes after every byte; the writing thread decides.
+        Ok(())
+    }
+}
+
+/// The writing thread.
+fn write_out(mut file: File, shared: &Shared) {
+    let mut batch = Vec::new();
+    loop {
+        let mut state = shared.lock();
+        while state.bytes.is_empty() && !state.closed {
+            state = shared
+                .filled
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        if !state.closed {
+            drop(state);
+            thread::sleep(GATHER);
+            state = shared.lock();
+        }
+        mem::swap(&mut state.bytes, &mut batch);
+        let last = state.closed && batch.is_empty();
+        drop(state);
+        shared.drained.notify_all();
+        let result = file.write_all(&batch);
+        batch.clear();
+        if let Err(error) = &result {
+            log::warn!("cannot write the guest's console output: {error}");
+        }
+        if last || result.is_err() {
+            let mut state = shared.lock();
+            state.broken = true;
+            state.bytes = Vec::new();
+            drop(state);
+            shared.drained.notify_all();
+            return;
+        }
+    }
+}
+
+/// Where the serial port's input comes from.
+#[derive(Debug)]
+pub struct Input {
+    file: File,
+    buffer: Vec<u8>,
+    ended: bool,
+    can_wait: bool,
+}
+
+impl Input {
+    /// Bytes that are read at once: the FIFO of the serial port.
+    const CHUNK: usize = 64;
+
+    /// Standard input; `None` where reading it would stop this process: on a terminal that another job is using.
+    ///
+    /// # Errors
+    /// It is closed.
+    pub fn stdin() -> io::Result<Option<Self>> {
+        if io::stdin().is_terminal() && !terminal::in_foreground() {
+            return Ok(None);
+        }
+        duplicate(libc::STDIN_FILENO).and_then(Self::new).map(Some)
+    }
+
+    fn new(file: File) -> io::Result<Self> {
+        let kind = file.metadata()?.file_type();
+        // epoll refuses regular files and block devices, which always have something to read; of character devices
+        // those that it refuses, like /dev/null, are at their end at once or always ready.
+        let can_wait = kind.is_fifo() || kind.is_socket() || file.is_terminal();
+        Ok(Self {
+            file,
+            buffer: Vec::with_capacity(Self::CHUNK),
+            ended: false,
+            can_wait,
+        })
+    }
+
+    /// Whether one can wait for input; if not, it is always there, until it ends.
+    pub fn can_wait(&self) -> bool {
+        self.can_wait
+    }
+
+    /// Whether all input has been taken.
+    pub fn is_over(&self) -> bool {
+        self.ended && self.buffer.is_empty()
+    }
+
+    /// Gives what is there to `sink`, which tells how many bytes it took; one read at most.
+    ///
+    /// Returns whether `sink` took everything, so that more may be read when there is more.
+    ///
+    /// # Errors
+    /// Those of reading and of `sink`.
+    pub fn pass_on(&mut self, sink: impl FnOnce(&[u8]) -> io::Result<usize>) -> io::Result<bool> {
+        if self.buffer.is_empty() && !self.ended {
+            self.buffer.resize(Self::CHUNK, 0);
+            let read = self.file.read(&mut self.buffer);
+            self.buffer.truncate(*read.as_ref().unwrap_or(&0));
+            match read {
+                Ok(0) => self.ended = true,
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(true),
+                Err(error) => return Err(error),
+            }
+        }
+        if !self.buffer.is_empty() {
+            let taken = sink(&self.buffer)?.min(self.buffer.len());
+            self.buffer.drain(..taken);
+        }
+        Ok(self.buffer.is_empty())
+    }
+}
+
+impl AsRawFd for Input {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
+/// A descriptor of one's own for a standard stream.
+fn duplicate(fd: RawFd) -> io::Result<File> {
+    // SAFETY: F_DUPFD_CLOEXEC takes no pointer; it makes a new descriptor or fails.
+    let fd = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `fd` was made just now and belongs to nobody else.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+fn set_blocking(fd: RawFd) -> io::Result<()> {
+    // SAFETY: F_GETFL and F_SETFL take no pointers.
+    let result = unsafe {
+        match libc::fcntl(fd, libc::F_GETFL) {
+            -1 => -1,
+            flags => libc::fcntl(fd, libc::F_SETFL, flags & !libc::O_NONBLOCK),
+        }
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

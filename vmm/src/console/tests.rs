@@ -1,0 +1,141 @@
+use std::io::{Seek, SeekFrom};
+use std::os::fd::OwnedFd;
+use std::time::Instant;
+
+use super::*;
+
+fn pipe() -> (File, File) {
+    let (reader, writer) = io::pipe().unwrap();
+    (OwnedFd::from(reader).into(), OwnedFd::from(writer).into())
+}
+
+fn started(file: File) -> Output {
+    let mut output = Output::new(file);
+    output.start().unwrap();
+    output
+}
+
+fn timeline() -> Arc<Timeline> {
+    Arc::new(Timeline::new(Instant::now(), Default::default()))
+}
+
+#[test]
+fn output_arrives_whole_and_in_order() {
+    let (mut reader, writer) = pipe();
+    let mut output = started(writer);
+    let mut guest = output.writer(timeline());
+    let expected: Vec<u8> = (0..300_000_u32).map(|i| (i % 251) as u8).collect();
+    let sent = expected.clone();
+    let sender = thread::spawn(move || {
+        for byte in sent {
+            guest.write_all(&[byte]).unwrap();
+        }
+    });
+    let mut seen = vec![0; expected.len()];
+    reader.read_exact(&mut seen).unwrap();
+    sender.join().unwrap();
+    output.finish(Duration::from_secs(10));
+    assert!(seen == expected);
+}
+
+#[test]
+fn what_was_written_before_the_end_is_not_lost() {
+    let mut file = tempfile::tempfile().unwrap();
+    let mut output = started(file.try_clone().unwrap());
+    let mut guest = output.writer(timeline());
+    guest.write_all(b"last words").unwrap();
+    output.finish(Duration::from_secs(10));
+    let mut seen = String::new();
+    file.seek(SeekFrom::Start(0)).unwrap();
+    file.read_to_string(&mut seen).unwrap();
+    assert_eq!(seen, "last words");
+}
+
+#[test]
+fn a_stuck_reader_makes_the_guest_wait_and_not_the_end() {
+    let (reader, writer) = pipe();
+    let mut output = started(writer);
+    let mut guest = output.writer(timeline());
+    let sender = thread::spawn(move || {
+        // More than pipe and buffer hold together.
+        for _ in 0..1_000 {
+            guest.write_all(&[b'x'; 1024]).unwrap();
+        }
+    });
+    thread::sleep(Duration::from_millis(50));
+    assert!(!sender.is_finished());
+    assert!(output.shared.lock().bytes.len() < CAPACITY + 1024);
+    output.let_guest_wait(false);
+    sender.join().unwrap();
+
+    let start = Instant::now();
+    output.finish(Duration::from_millis(50));
+    assert!(start.elapsed() < Duration::from_secs(5));
+    drop(reader);
+}
+
+#[test]
+fn a_reader_that_went_away_is_an_error_for_the_guest() {
+    let (reader, writer) = pipe();
+    drop(reader);
+    let mut output = started(writer);
+    let mut guest = output.writer(timeline());
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while guest.write_all(b"x").is_ok() {
+        assert!(Instant::now() < deadline);
+        thread::sleep(Duration::from_millis(1));
+    }
+    output.finish(Duration::from_secs(10));
+}
+
+#[test]
+fn the_first_byte_is_marked() {
+    let timeline = timeline();
+    let mut output = started(tempfile::tempfile().unwrap());
+    output.writer(timeline.clone()).write_all(b"x").unwrap();
+    output.finish(Duration::from_secs(10));
+    let phases: Vec<_> = timeline.marks().iter().map(|mark| mark.phase).collect();
+    assert!(phases.contains(&Phase::FirstSerialByte));
+}
+
+#[test]
+fn input_that_is_not_taken_is_offered_again() {
+    let (reader, mut writer) = pipe();
+    let mut input = Input::new(reader).unwrap();
+    assert!(input.can_wait());
+    writer.write_all(b"abcdef").unwrap();
+    drop(writer);
+    let mut seen = Vec::new();
+    let mut take = |limit: usize, input: &mut Input| {
+        let mut sink = |bytes: &[u8]| {
+            let taken = bytes.len().min(limit);
+            seen.extend_from_slice(&bytes[..taken]);
+            Ok(taken)
+        };
+        input.pass_on(&mut sink).unwrap()
+    };
+    assert!(!take(4, &mut input));
+    assert!(!take(0, &mut input));
+    assert!(!input.is_over());
+    assert!(take(9, &mut input));
+    assert!(take(9, &mut input));
+    assert!(input.is_over());
+    assert_eq!(seen, b"abcdef");
+}
+
+#[test]
+fn an_output_file_is_private_and_appended_to() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("console");
+    for text in ["one ", "two"] {
+        Output::file(&path)
+            .unwrap()
+            .write_all(text.as_bytes())
+            .unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "one two");
+    let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert!(Output::file(dir.path()).is_err());
+}

@@ -1,0 +1,282 @@
+//! From configuration to [`Machine`].
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use devices::acpi::{EventRegister, PowerRegisters};
+use devices::legacy::boot_timer::BootTimer;
+use devices::legacy::debug_console::DebugConsole;
+use devices::legacy::i8042::I8042;
+use devices::legacy::pvpanic::PvPanic;
+use devices::legacy::rtc::Rtc;
+use devices::legacy::serial::Serial;
+use devices::{Bus, BusDevice};
+use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::error::BuildError;
+use super::vcpu::{Buses, Vcpu};
+use super::{Gate, Machine};
+use crate::bzimage::KernelCache;
+use crate::config::VmConfig;
+use crate::console::Output;
+use crate::cpu::{self, Topology};
+use crate::kernel::{self, Entry};
+use crate::memory::{self, GuestMemory};
+use crate::timeline::{Phase, Timeline};
+use crate::{acpi, layout};
+
+/// What a machine takes from its host beyond its configuration.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// Where decompressed kernels are kept.
+    pub kernel_cache: PathBuf,
+    /// Whether there is a boot timer device.
+    pub boot_timer: bool,
+}
+
+/// Builds one machine.
+pub struct MachineBuilder<'a> {
+    config: &'a VmConfig,
+    host: &'a Host,
+    timeline: Arc<Timeline>,
+}
+
+impl<'a> MachineBuilder<'a> {
+    /// Takes what the machine is made from.
+    pub fn new(config: &'a VmConfig, host: &'a Host, timeline: Arc<Timeline>) -> Self {
+        Self {
+            config,
+            host,
+            timeline,
+        }
+    }
+
+    /// Builds the machine, its serial port connected to `output`. The guest does not run yet.
+    ///
+    /// # Errors
+    /// [`BuildError`]; nothing is left of the machine then.
+    pub fn build(self, output: &Output) -> Result<Machine, BuildError> {
+        self.config.validate()?;
+        let machine = &self.config.machine_config;
+        self.timeline.mark(Phase::ConfigComplete);
+
+        let kvm = Kvm::new().map_err(BuildError::OpenKvm)?;
+        check_capabilities(&kvm, machine.vcpu_count)?;
+        let template = cpu::template(&kvm).map_err(kvm_error("get the supported CPUID"))?;
+        self.check_address_width(cpu::physical_bits(&template))?;
+
+        let memory = memory::allocate(machine.memory_bytes(), machine.huge_pages)?;
+        self.timeline.mark(Phase::MemoryReady);
+
+        let cache = KernelCache::new(&self.host.kernel_cache);
+        let source = &self.config.boot_source;
+        let entry = kernel::load(source, &memory, machine.huge_pages, &cache)?;
+        write_boot_structures(&memory, entry).map_err(BuildError::BootStructures)?;
+        acpi::write(&memory, machine.vcpu_count)?;
+        self.timeline.mark(Phase::KernelLoaded);
+
+        let vm = create_vm(&kvm, &memory, machine.track_dirty_pages)?;
+        let devices = self.attach_devices(&vm, output)?;
+        let gate = Arc::new(Gate::new().map_err(BuildError::Event)?);
+        let topology = Topology {
+            vcpus: machine.vcpu_count,
+            smt: machine.smt,
+        };
+        let mut waiting = Vec::with_capacity(topology.vcpus.into());
+        for index in 0..topology.vcpus {
+            let fd = vm
+                .create_vcpu(index.into())
+                .map_err(kvm_error("create a vCPU"))?;
+            // Not every KVM tells its frequency; the guest then calibrates.
+            let tsc_khz = fd.get_tsc_khz().ok().filter(|khz| *khz > 0);
+            let cpuid =
+                cpu::for_vcpu(&template, index, topology, tsc_khz).map_err(BuildError::Cpuid)?;
+            cpu::configure(&fd, index, &cpuid, entry)?;
+            waiting.push(Vcpu::new(
+                index,
+                fd,
+                devices.buses.clone(),
+                gate.clone(),
+                self.timeline.clone(),
+                memory.clone(),
+            ));
+        }
+        self.timeline.mark(Phase::MachineReady);
+        Ok(Machine {
+            threads: Vec::with_capacity(waiting.len()),
+            waiting,
+            gate,
+            serial: devices.serial,
+            events: devices.events,
+            input_space: devices.input_space,
+            timeline: self.timeline,
+            _vm: vm,
+            memory,
+        })
+    }
+
+    fn check_address_width(&self, bits: u32) -> Result<(), BuildError> {
+        let machine = &self.config.machine_config;
+        let hole = layout::HOLE_END - layout::HOLE_START;
+        let end = machine.memory_bytes().saturating_add(hole);
+        if bits < u64::BITS && end > 1 << bits {
+            return Err(BuildError::TooMuchMemory {
+                mib: machine.mem_size_mib,
+                bits,
+            });
+        }
+        Ok(())
+    }
+
+    fn attach_devices(&self, vm: &VmFd, output: &Output) -> Result<Devices, BuildError> {
+        let input_space = event()?;
+        let serial = Arc::new(Serial::new(
+            interrupt(vm, layout::SERIAL_GSI)?,
+            input_space.try_clone().map_err(BuildError::Event)?,
+            Box::new(output.writer(self.timeline.clone())),
+        ));
+        let events = Arc::new(EventRegister::new(interrupt(vm, layout::EVENT_GSI)?));
+        let buses = Arc::new(Buses {
+            ports: Bus::new(),
+            mmio: Bus::new(),
+        });
+        let ports: [(u64, u64, Arc<dyn BusDevice>); 7] = [
+            (Serial::COM1, Serial::LEN, serial.clone()),
+            (layout::EVENT_PORT, EventRegister::LEN, events.clone()),
+            (
+                layout::POWER_PORT,
+                PowerRegisters::LEN,
+                Arc::new(PowerRegisters),
+            ),
+            (I8042::PORT, I8042::LEN, Arc::new(I8042)),
+            (Rtc::PORT, Rtc::LEN, Arc::new(Rtc::default())),
+            (PvPanic::PORT, PvPanic::LEN, Arc::new(PvPanic::default())),
+            (
+                DebugConsole::PORT,
+                DebugConsole::LEN,
+                Arc::new(DebugConsole::default()),
+            ),
+        ];
+        for (base, len, device) in ports {
+            buses.ports.insert(base, len, device)?;
+        }
+        if self.host.boot_timer {
+            for base in layout::BOOT_TIMERS {
+                buses
+                    .mmio
+                    .insert(base, BootTimer::LEN, Arc::new(BootTimer))?;
+            }
+        }
+        Ok(Devices {
+            buses,
+            serial,
+            events,
+            input_space,
+        })
+    }
+}
+
+/// The devices, and the ends of them that the machine's owner needs.
+struct Devices {
+    buses: Arc<Buses>,
+    serial: Arc<Serial>,
+    events: Arc<EventRegister>,
+    input_space: EventFd,
+}
+
+fn kvm_error(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> BuildError {
+    move |source| BuildError::Kvm { what, source }
+}
+
+fn event() -> Result<EventFd, BuildError> {
+    EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(BuildError::Event)
+}
+
+/// An event that raises an edge-triggered interrupt.
+fn interrupt(vm: &VmFd, gsi: u32) -> Result<EventFd, BuildError> {
+    let event = event()?;
+    vm.register_irqfd(&event, gsi)
+        .map_err(kvm_error("connect an interrupt"))?;
+    Ok(event)
+}
+
+fn check_capabilities(kvm: &Kvm, vcpus: u8) -> Result<(), BuildError> {
+    let needed = [
+        (Cap::Irqchip, "interrupt controller (KVM_CAP_IRQCHIP)"),
+        (Cap::UserMemory, "user memory (KVM_CAP_USER_MEMORY)"),
+        (Cap::Irqfd, "irqfd (KVM_CAP_IRQFD)"),
+        (Cap::Ioeventfd, "ioeventfd (KVM_CAP_IOEVENTFD)"),
+        (
+            Cap::ImmediateExit,
+            "immediate exit (KVM_CAP_IMMEDIATE_EXIT)",
+        ),
+        (Cap::ExtCpuid, "CPUID list (KVM_CAP_EXT_CPUID)"),
+    ];
+    for (capability, name) in needed {
+        if !kvm.check_extension(capability) {
+            return Err(BuildError::Capability(name));
+        }
+    }
+    let max = kvm.get_max_vcpus();
+    if usize::from(vcpus) > max {
+        return Err(BuildError::TooManyVcpus { vcpus, max });
+    }
+    Ok(())
+}
+
+fn create_vm(kvm: &Kvm, memory: &GuestMemory, track_dirty: bool) -> Result<VmFd, BuildError> {
+    let vm = kvm.create_vm().map_err(kvm_error("create a VM"))?;
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
+        .map_err(kvm_error("place KVM's identity map"))?;
+    vm.set_tss_address(layout::KVM_TSS)
+        .map_err(kvm_error("place KVM's TSS"))?;
+    vm.create_irq_chip()
+        .map_err(kvm_error("create the interrupt controllers"))?;
+    for (slot, region) in memory.iter().enumerate() {
+        let address = region
+            .get_host_address(vm_memory::MemoryRegionAddress(0))
+            .map_err(BuildError::BootStructures)?;
+        let slot = kvm_userspace_memory_region {
+            slot: slot as u32,
+            guest_phys_addr: region.start_addr().raw_value(),
+            memory_size: region.len(),
+            userspace_addr: address as u64,
+            flags: if track_dirty {
+                KVM_MEM_LOG_DIRTY_PAGES
+            } else {
+                0
+            },
+        };
+        // SAFETY: the region is mapped memory of that length, and outlives the VM: the machine keeps both and drops
+        // the VM first.
+        unsafe { vm.set_user_memory_region(slot) }.map_err(kvm_error("give memory to the VM"))?;
+    }
+    Ok(vm)
+}
+
+/// GDT and page tables for the boot vCPU.
+fn write_boot_structures(
+    memory: &GuestMemory,
+    entry: Entry,
+) -> Result<(), vm_memory::GuestMemoryError> {
+    const PRESENT_WRITABLE: u64 = 0b11;
+    const LARGE_PAGE: u64 = 1 << 7;
+    const LARGE_PAGE_SIZE: u64 = 2 << 20;
+    memory.write_obj(cpu::gdt(entry), GuestAddress(layout::GDT))?;
+    memory.write_obj(0_u64, GuestAddress(layout::IDT))?;
+    if let Entry::Linux64 { .. } = entry {
+        memory.write_obj(layout::PDPT | PRESENT_WRITABLE, GuestAddress(layout::PML4))?;
+        memory.write_obj(layout::PD | PRESENT_WRITABLE, GuestAddress(layout::PDPT))?;
+        let mut directory = [0_u64; 512];
+        for (page, slot) in (0..).zip(&mut directory) {
+            *slot = (page * LARGE_PAGE_SIZE) | LARGE_PAGE | PRESENT_WRITABLE;
+        }
+        for (page, slot) in (0_u64..).zip(directory) {
+            memory.write_obj(slot, GuestAddress(layout::PD + page * 8))?;
+        }
+    }
+    Ok(())
+}

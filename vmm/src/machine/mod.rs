@@ -1,0 +1,151 @@
+//! Building a machine and running it.
+//!
+//! | file      | what lives there                                                               |
+//! |-----------|--------------------------------------------------------------------------------|
+//! | `builder` | [`MachineBuilder`]: the one constructor, from configuration to [`Machine`]      |
+//! | `error`   | why a machine could not be built                                               |
+//! | `gate`    | where vCPU threads wait while paused, and learn that it is over                |
+//! | `vcpu`    | a vCPU's thread: run, exit, device, run                                        |
+//! | `fault`   | the words for a vCPU that cannot go on                                         |
+//!
+//! A machine is born paused. [`start`](Machine::start) makes its threads and lets them go; [`pause`](Machine::pause) and
+//! [`resume`](Machine::resume) stop and continue all vCPUs at an instruction boundary; when it ends,
+//! [`ended`](Machine::ended) becomes readable and [`exit_reason`](Machine::exit_reason) tells why.
+//!
+//! Locks: the gate's, the console's and the timeline's are never held together, and none is held while the guest runs.
+
+mod builder;
+mod error;
+mod fault;
+mod gate;
+mod vcpu;
+
+use std::io;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+
+use devices::acpi::EventRegister;
+use devices::legacy::serial::Serial;
+use kvm_ioctls::VmFd;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::exit::ExitReason;
+use crate::memory::GuestMemory;
+use crate::timeline::{Phase, Timeline};
+
+pub use builder::{Host, MachineBuilder};
+pub use error::BuildError;
+use gate::Gate;
+use vcpu::Vcpu;
+
+/// A complete machine.
+pub struct Machine {
+    // Declared in the order in which they must go: threads are gone before the VM, the VM before its memory.
+    threads: Vec<JoinHandle<()>>,
+    waiting: Vec<Vcpu>,
+    gate: Arc<Gate>,
+    serial: Arc<Serial>,
+    events: Arc<EventRegister>,
+    input_space: EventFd,
+    timeline: Arc<Timeline>,
+    _vm: VmFd,
+    memory: GuestMemory,
+}
+
+impl Machine {
+    /// Starts the vCPUs' threads and lets the guest run.
+    ///
+    /// # Errors
+    /// A thread could not be started; the machine is then stopped.
+    pub fn start(&mut self) -> io::Result<()> {
+        vcpu::install_kick_handler()?;
+        for vcpu in self.waiting.drain(..) {
+            let name = format!("vcpu {}", vcpu.index());
+            self.gate.enter();
+            let thread = thread::Builder::new()
+                .name(name)
+                .spawn(move || vcpu.run())
+                .inspect_err(|_| self.gate.leave())?;
+            self.threads.push(thread);
+        }
+        self.gate.open();
+        Ok(())
+    }
+
+    /// Stops all vCPUs where they are and returns when none of them runs.
+    ///
+    /// The caller must see to it that no vCPU waits for the console meanwhile
+    /// ([`Output::let_guest_wait`](crate::console::Output::let_guest_wait)).
+    pub fn pause(&self) {
+        self.gate.close();
+        self.kick();
+        self.gate.wait_until_parked();
+    }
+
+    /// Lets paused vCPUs run on.
+    pub fn resume(&self) {
+        self.gate.open();
+    }
+
+    /// Ends the machine for `reason`, unless it has ended already.
+    pub fn end(&self, reason: ExitReason) {
+        self.gate.end(reason);
+    }
+
+    /// Presses the power button; what follows is up to the guest.
+    ///
+    /// # Errors
+    /// The interrupt could not be raised.
+    pub fn press_power_button(&self) -> io::Result<()> {
+        self.events.press_power_button()
+    }
+
+    /// Becomes readable when the machine has ended.
+    pub fn ended(&self) -> &EventFd {
+        self.gate.ended()
+    }
+
+    /// Why the machine has ended, once it has.
+    pub fn exit_reason(&self) -> Option<ExitReason> {
+        self.gate.exit_reason()
+    }
+
+    /// The serial port.
+    pub fn serial(&self) -> &Serial {
+        &self.serial
+    }
+
+    /// Becomes readable when the guest has read all serial input.
+    pub fn input_space(&self) -> &EventFd {
+        &self.input_space
+    }
+
+    /// The guest's memory.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// When what was reached.
+    pub fn timeline(&self) -> &Arc<Timeline> {
+        &self.timeline
+    }
+
+    /// Makes every vCPU leave the guest.
+    fn kick(&self) {
+        for thread in &self.threads {
+            vcpu::kick(thread);
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.gate.shut();
+        self.kick();
+        for thread in self.threads.drain(..) {
+            // A vCPU thread that panicked has nothing more to say here.
+            let _ = thread.join();
+        }
+        self.timeline.mark(Phase::Shutdown);
+    }
+}

@@ -1,0 +1,182 @@
+//! Guest memory, with its hole below 4 GiB.
+
+use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
+use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{GuestRegionCollectionError, GuestRegionMmap};
+
+use crate::config::HugePages;
+use crate::layout;
+
+/// All memory of one guest.
+pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
+
+/// Bytes in a page, of the guest's and of the host's.
+pub const PAGE_SIZE: u64 = 4096;
+
+/// Why guest memory could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The host refused the mapping.
+    #[error("cannot map {mib} MiB of guest memory; {}", .huge_pages.remedy())]
+    Map {
+        /// Size of the mapping in MiB.
+        mib: u64,
+        /// Pages that were asked for.
+        huge_pages: HugePages,
+        /// What the host said.
+        source: MmapRegionError,
+    },
+    /// The size does not fit into an address space.
+    #[error("cannot lay out {mib} MiB of guest memory")]
+    Layout {
+        /// Size of the memory in MiB.
+        mib: u64,
+    },
+    /// The regions do not make a memory.
+    #[error("cannot put the regions of guest memory together")]
+    Regions(#[source] GuestRegionCollectionError),
+}
+
+impl HugePages {
+    fn remedy(self) -> &'static str {
+        match self {
+            Self::None => "lower machine-config.mem_size_mib, or give the host more memory",
+            Self::Mib2 => {
+                "raise /proc/sys/vm/nr_hugepages, lower machine-config.mem_size_mib, or set huge_pages to None"
+            }
+        }
+    }
+}
+
+/// Maps `bytes` of anonymous memory, touching none of it.
+///
+/// What lies beyond [`layout::HOLE_START`] continues at [`layout::HOLE_END`].
+///
+/// # Errors
+/// The host does not have the address space or the huge pages.
+pub fn allocate(bytes: u64, huge_pages: HugePages) -> Result<GuestMemory, MemoryError> {
+    let regions = ranges(bytes)
+        .into_iter()
+        .map(|(base, size)| map_region(base, size, huge_pages))
+        .collect::<Result<Vec<_>, _>>()?;
+    GuestMemory::from_regions(regions).map_err(MemoryError::Regions)
+}
+
+fn map_region(
+    base: u64,
+    size: u64,
+    huge_pages: HugePages,
+) -> Result<GuestRegionMmap<()>, MemoryError> {
+    let mib = size >> 20;
+    let length = usize::try_from(size).map_err(|_| MemoryError::Layout { mib })?;
+    let flags = libc::MAP_PRIVATE
+        | libc::MAP_ANONYMOUS
+        | match huge_pages {
+            HugePages::None => libc::MAP_NORESERVE,
+            // Reserved at once: a guest must not die later of an empty pool.
+            HugePages::Mib2 => libc::MAP_HUGETLB | libc::MAP_HUGE_2MB,
+        };
+    let region = MmapRegionBuilder::new(length)
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(flags)
+        .build()
+        .map_err(|source| MemoryError::Map {
+            mib,
+            huge_pages,
+            source,
+        })?;
+    GuestRegionMmap::new(region, GuestAddress(base)).ok_or(MemoryError::Layout { mib })
+}
+
+/// Guest-physical ranges (first address, bytes) of `bytes` of memory.
+fn ranges(bytes: u64) -> Vec<(u64, u64)> {
+    let low = bytes.min(layout::HOLE_START);
+    let high = bytes - low;
+    let mut ranges = vec![(0, low)];
+    if high > 0 {
+        ranges.push((layout::HOLE_END, high));
+    }
+    ranges
+}
+
+/// End of the memory below the hole.
+pub fn low_end(memory: &GuestMemory) -> u64 {
+    memory
+        .find_region(GuestAddress(0))
+        .map_or(0, |region| region.last_addr().raw_value() + 1)
+}
+
+/// A guest memory map entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MapEntry {
+    /// First address.
+    pub base: u64,
+    /// Bytes.
+    pub size: u64,
+    /// Whether the guest may use it as memory; reserved otherwise.
+    pub usable: bool,
+}
+
+/// The memory map that firmware would give the guest.
+pub fn map(memory: &GuestMemory) -> Vec<MapEntry> {
+    let entry = |base, end, usable| MapEntry {
+        base,
+        size: end - base,
+        usable,
+    };
+    let mut map = vec![
+        entry(0, layout::EBDA, true),
+        entry(layout::EBDA, layout::HIGH_MEMORY, false),
+        entry(layout::HIGH_MEMORY, low_end(memory), true),
+    ];
+    if let Some(region) = memory.find_region(GuestAddress(layout::HOLE_END)) {
+        map.push(MapEntry {
+            base: layout::HOLE_END,
+            size: region.len(),
+            usable: true,
+        });
+    }
+    map
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    #[test]
+    fn memory_goes_around_the_hole() {
+        assert_eq!(ranges(16 << 20), [(0, 16 << 20)]);
+        assert_eq!(ranges(3 * GIB), [(0, 3 * GIB)]);
+        assert_eq!(
+            ranges(3 * GIB + PAGE_SIZE),
+            [(0, 3 * GIB), (4 * GIB, PAGE_SIZE)]
+        );
+        assert_eq!(ranges(64 * GIB), [(0, 3 * GIB), (4 * GIB, 61 * GIB)]);
+    }
+
+    #[test]
+    fn the_map_tells_what_is_there() {
+        let memory = allocate(4 * GIB, HugePages::None).unwrap();
+        let map = map(&memory);
+        assert!(
+            map.windows(2)
+                .all(|pair| pair[0].base + pair[0].size <= pair[1].base)
+        );
+        let usable: u64 = map.iter().filter(|e| e.usable).map(|e| e.size).sum();
+        assert_eq!(usable, 4 * GIB - (layout::HIGH_MEMORY - layout::EBDA));
+        assert_eq!(map.last().map(|e| (e.base, e.size)), Some((4 * GIB, GIB)));
+        assert!(
+            !map.iter()
+                .any(|e| e.base < 4 * GIB && e.base + e.size > 3 * GIB)
+        );
+        assert_eq!(low_end(&memory), 3 * GIB);
+    }
+
+    #[test]
+    fn an_impossible_size_is_an_error_with_a_remedy() {
+        let error = allocate(1 << 60, HugePages::None).unwrap_err();
+        assert!(error.to_string().contains("mem_size_mib"), "{error}");
+    }
+}

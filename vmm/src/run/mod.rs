@@ -1,0 +1,256 @@
+//! The main thread's event loop: signals, input, the machine's end.
+//!
+//! One `event-manager` loop with one subscriber. SIGTERM, SIGINT, SIGHUP and SIGQUIT press the power button; if the
+//! guest has not switched itself off after the grace time, or a second signal comes, the machine is stopped.
+
+mod signals;
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::timerfd::TimerFd;
+
+use crate::console::{Input, Output, RawTerminal};
+use crate::exit::ExitReason;
+use crate::machine::Machine;
+use signals::SignalFd;
+
+/// How long output that nobody reads may hold up the end of the process.
+const OUTPUT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Why a machine could not be run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A descriptor, thread or timer could not be had.
+    #[error("cannot {what}")]
+    Io {
+        /// What was being done.
+        what: &'static str,
+        /// What the host said.
+        source: io::Error,
+    },
+    /// The event loop failed.
+    #[error("the event loop failed: {0}")]
+    Loop(event_manager::Error),
+}
+
+impl RunError {
+    fn io(what: &'static str) -> impl Fn(io::Error) -> Self {
+        move |source| Self::Io { what, source }
+    }
+}
+
+/// How a machine is run.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Time that the guest has to switch itself off after the power button was pressed.
+    pub grace: Duration,
+    /// Whether standard input is the serial port's.
+    pub input: bool,
+}
+
+/// Runs `machine` until it is over. Returns why it is.
+///
+/// # Errors
+/// [`RunError`]; the machine is stopped then.
+pub fn run(
+    mut machine: Machine,
+    mut output: Output,
+    options: Options,
+) -> Result<ExitReason, RunError> {
+    // Before any thread is made, so that all of them leave the signals to this loop.
+    let signals = SignalFd::new().map_err(RunError::io("take over the signals"))?;
+    let input = if options.input {
+        Input::stdin().map_err(RunError::io("open standard input"))?
+    } else {
+        None
+    };
+    let _raw = match input {
+        Some(_) => RawTerminal::enter().map_err(RunError::io("make the terminal raw"))?,
+        None => None,
+    };
+    output
+        .start()
+        .map_err(RunError::io("start the console's thread"))?;
+    machine
+        .start()
+        .map_err(RunError::io("start the vCPUs' threads"))?;
+
+    let timer = TimerFd::new().map_err(|error| {
+        RunError::io("make a timer")(io::Error::from_raw_os_error(error.errno()))
+    })?;
+    let controller = Arc::new(Mutex::new(Controller {
+        machine,
+        signals,
+        timer,
+        grace: options.grace,
+        stopping: None,
+        input,
+        listening: false,
+    }));
+    let mut events = EventManager::new().map_err(RunError::Loop)?;
+    let id = events.add_subscriber(controller.clone());
+    let reason = loop {
+        events.run().map_err(RunError::Loop)?;
+        let controller = controller.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(reason) = controller.machine.exit_reason() {
+            break reason;
+        }
+    };
+    output.let_guest_wait(false);
+    // The machine goes with the controller, and its vCPUs with it.
+    drop(events.remove_subscriber(id));
+    drop(controller);
+    output.finish(OUTPUT_PATIENCE);
+    Ok(reason)
+}
+
+/// Owner of the machine in the event loop.
+struct Controller {
+    machine: Machine,
+    signals: SignalFd,
+    timer: TimerFd,
+    grace: Duration,
+    /// The signal that asked for the end.
+    stopping: Option<i32>,
+    input: Option<Input>,
+    /// Whether the loop waits for input. It does not while the guest's FIFO is full.
+    listening: bool,
+}
+
+const ENDED: u32 = 0;
+const SIGNAL: u32 = 1;
+const GRACE_OVER: u32 = 2;
+const INPUT: u32 = 3;
+const INPUT_SPACE: u32 = 4;
+
+impl Controller {
+    fn on_signal(&mut self) {
+        let signal = match self.signals.read() {
+            Ok(Some(signal)) => signal,
+            Ok(None) => return,
+            Err(error) => {
+                log::error!("cannot read a signal: {error}");
+                return;
+            }
+        };
+        if self.stopping.is_some() {
+            log::info!("signal {signal} again: stopping at once");
+            self.machine.end(ExitReason::Stopped { signal });
+            return;
+        }
+        log::info!(
+            "signal {signal}: pressing the power button, the guest has {} s to switch itself off",
+            self.grace.as_secs_f32()
+        );
+        self.stopping = Some(signal);
+        let pressed = self.machine.press_power_button().and_then(|()| {
+            self.timer
+                .reset(self.grace, None)
+                .map_err(|error| io::Error::from_raw_os_error(error.errno()))
+        });
+        if let Err(error) = pressed {
+            log::error!("cannot press the power button: {error}");
+            self.machine.end(ExitReason::Stopped { signal });
+        }
+    }
+
+    fn on_grace_over(&mut self) {
+        if let Some(signal) = self.stopping {
+            log::warn!("the guest did not switch itself off in time");
+            self.machine.end(ExitReason::Stopped { signal });
+        }
+    }
+
+    /// Passes input on for as long as the guest takes it and none must be waited for.
+    fn feed(&mut self, ops: &mut EventOps) {
+        let Some(input) = &mut self.input else {
+            return;
+        };
+        let result = loop {
+            match input.pass_on(|bytes| self.machine.serial().offer(bytes)) {
+                // Only input that is always there is read again at once.
+                Ok(true) if !input.is_over() && !input.can_wait() => {}
+                other => break other,
+            }
+        };
+        match result {
+            Ok(_) if input.is_over() => self.stop_listening(ops, true),
+            Ok(true) => self.listen(ops),
+            Ok(false) => self.stop_listening(ops, false),
+            Err(error) => {
+                log::warn!("cannot read standard input any more: {error}");
+                self.stop_listening(ops, true);
+            }
+        }
+    }
+
+    fn listen(&mut self, ops: &mut EventOps) {
+        let Some(input) = self.input.as_mut().filter(|_| !self.listening) else {
+            return;
+        };
+        match ops.add(Events::with_data(input, INPUT, EventSet::IN)) {
+            Ok(()) => self.listening = true,
+            Err(error) => {
+                log::warn!("cannot wait for standard input: {error}");
+                self.input = None;
+            }
+        }
+    }
+
+    fn stop_listening(&mut self, ops: &mut EventOps, for_good: bool) {
+        if let Some(input) = self.input.as_ref().filter(|_| self.listening) {
+            if let Err(error) = ops.remove(Events::empty(input)) {
+                log::warn!("cannot stop waiting for standard input: {error}");
+            }
+            self.listening = false;
+        }
+        if for_good {
+            self.input = None;
+        }
+    }
+}
+
+impl MutEventSubscriber for Controller {
+    fn init(&mut self, ops: &mut EventOps) {
+        let sources = [
+            Events::with_data(self.machine.ended(), ENDED, EventSet::IN),
+            Events::with_data(&self.signals, SIGNAL, EventSet::IN),
+            Events::with_data(&self.timer, GRACE_OVER, EventSet::IN),
+            Events::with_data(self.machine.input_space(), INPUT_SPACE, EventSet::IN),
+        ];
+        for source in sources {
+            if let Err(error) = ops.add(source) {
+                // Without its sources the loop could never end.
+                log::error!("cannot wait for events: {error}");
+                self.machine.end(ExitReason::Stopped {
+                    signal: libc::SIGTERM,
+                });
+            }
+        }
+        match &self.input {
+            Some(input) if input.can_wait() => self.listen(ops),
+            _ => self.feed(ops),
+        }
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        match events.data() {
+            SIGNAL => self.on_signal(),
+            GRACE_OVER => {
+                let _ = self.timer.wait();
+                self.on_grace_over();
+            }
+            INPUT => self.feed(ops),
+            INPUT_SPACE => {
+                let _ = self.machine.input_space().read();
+                self.feed(ops);
+            }
+            // The loop looks for the machine's end after every event.
+            _ => {}
+        }
+    }
+}

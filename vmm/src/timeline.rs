@@ -1,0 +1,183 @@
+//! When each phase of a boot was reached, in wall and CPU time.
+//!
+//! Works on an unmodified guest. Wall time counts from the start of the process, or from the moment that the
+//! launcher names (`--start-time-us`); CPU time is the whole process's, all threads together, from its birth.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use serde::Serialize;
+
+/// A phase of a boot that was reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// The process runs its first own instructions.
+    ProcessStart,
+    /// The configuration is read and valid.
+    ConfigComplete,
+    /// Guest memory is mapped.
+    MemoryReady,
+    /// Kernel, initrd and boot data are in guest memory.
+    KernelLoaded,
+    /// vCPUs, tables and devices are set up: the machine is complete.
+    MachineReady,
+    /// A vCPU enters the guest for the first time.
+    FirstVcpuEntry,
+    /// The guest wrote its first byte to the serial port.
+    FirstSerialByte,
+    /// The guest's init signalled that it runs (boot timer).
+    InitReached,
+    /// The guest is over, whichever way.
+    Shutdown,
+}
+
+impl Phase {
+    /// Name in JSON and in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ProcessStart => "process_start",
+            Self::ConfigComplete => "config_complete",
+            Self::MemoryReady => "memory_ready",
+            Self::KernelLoaded => "kernel_loaded",
+            Self::MachineReady => "machine_ready",
+            Self::FirstVcpuEntry => "first_vcpu_entry",
+            Self::FirstSerialByte => "first_serial_byte",
+            Self::InitReached => "init_reached",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
+/// One phase, reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Mark {
+    /// Which.
+    pub phase: Phase,
+    /// Microseconds since the start.
+    pub wall_us: u64,
+    /// Microseconds of CPU time that the process has used.
+    pub cpu_us: u64,
+}
+
+/// What happened before the process ran, as its launcher tells (`--start-time-us` and its like).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Launch {
+    /// When the launcher started, in microseconds of the monotonic clock; without it, wall time counts from the
+    /// first own instructions.
+    pub start_time_us: Option<u64>,
+    /// CPU time that this process had used when it took over from the launcher, in microseconds; not counted.
+    pub start_cpu_us: u64,
+    /// CPU time that the launcher used, in microseconds; counted.
+    pub parent_cpu_us: u64,
+}
+
+/// The marks of one boot.
+#[derive(Debug)]
+pub struct Timeline {
+    start: Instant,
+    /// Microseconds that had passed at `start`.
+    before_start_us: u64,
+    launch: Launch,
+    marks: Mutex<Vec<Mark>>,
+}
+
+impl Timeline {
+    /// Starts at `start`, when the process ran its first own instructions.
+    pub fn new(start: Instant, launch: Launch) -> Self {
+        let started_us = monotonic_us().saturating_sub(start.elapsed().as_micros() as u64);
+        let before_start_us = launch
+            .start_time_us
+            .map_or(0, |launched| started_us.saturating_sub(launched));
+        Self {
+            start,
+            before_start_us,
+            launch,
+            // All phases fit, so that a mark never allocates.
+            marks: Mutex::new(Vec::with_capacity(16)),
+        }
+    }
+
+    /// Notes that `phase` is reached now, unless it was before.
+    pub fn mark(&self, phase: Phase) {
+        let wall_us = self.before_start_us + self.start.elapsed().as_micros() as u64;
+        let mut marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
+        if marks.iter().any(|mark| mark.phase == phase) {
+            return;
+        }
+        let cpu_us = clock_us(libc::CLOCK_PROCESS_CPUTIME_ID)
+            .saturating_sub(self.launch.start_cpu_us)
+            .saturating_add(self.launch.parent_cpu_us);
+        marks.push(Mark {
+            phase,
+            wall_us,
+            cpu_us,
+        });
+        log::info!("{}: {wall_us} us wall, {cpu_us} us CPU", phase.name());
+    }
+
+    /// The marks so far, in the order in which they were reached.
+    pub fn marks(&self) -> Vec<Mark> {
+        self.marks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+/// Microseconds of the clock that Firecracker's launchers read (`CLOCK_MONOTONIC`).
+fn monotonic_us() -> u64 {
+    clock_us(libc::CLOCK_MONOTONIC)
+}
+
+fn clock_us(clock: libc::clockid_t) -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: clock_gettime writes only to `time`. It cannot fail: every Linux has the clocks used here.
+    unsafe { libc::clock_gettime(clock, &mut time) };
+    time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1_000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_phase_is_reached_once_and_time_runs_forward() {
+        let launch = Launch {
+            start_time_us: Some(monotonic_us() - 1_000),
+            parent_cpu_us: 5_000_000,
+            ..Default::default()
+        };
+        let timeline = Timeline::new(Instant::now(), launch);
+        timeline.mark(Phase::ProcessStart);
+        timeline.mark(Phase::ConfigComplete);
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        timeline.mark(Phase::ConfigComplete);
+        timeline.mark(Phase::Shutdown);
+        let marks = timeline.marks();
+        let phases: Vec<_> = marks.iter().map(|mark| mark.phase).collect();
+        assert_eq!(
+            phases,
+            [Phase::ProcessStart, Phase::ConfigComplete, Phase::Shutdown]
+        );
+        assert!((1_000..1_000_000).contains(&marks[0].wall_us));
+        assert!(marks[0].cpu_us >= 5_000_000);
+        assert!(marks.is_sorted_by_key(|mark| mark.wall_us));
+        assert!(marks[2].wall_us - marks[1].wall_us >= 2_000);
+    }
+
+    #[test]
+    fn names_are_those_of_the_json() {
+        for phase in [
+            Phase::ProcessStart,
+            Phase::FirstVcpuEntry,
+            Phase::InitReached,
+        ] {
+            let json = serde_json::to_string(&phase).unwrap();
+            assert_eq!(json, format!("\"{}\"", phase.name()));
+        }
+    }
+}
