@@ -74,6 +74,8 @@ pub enum Frame {
     Dead(String),
 }
 
+/// A lab that is up speaks the protocol of its day: whenever that changes, so does this number, and a program of another
+/// day gets a clear answer instead of nonsense.
 const START: u8 = 1;
 const STDIN: u8 = 2;
 const STDIN_EOF: u8 = 3;

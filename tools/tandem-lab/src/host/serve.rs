@@ -98,7 +98,15 @@ impl Service {
     }
 
     fn attend(&self, mut client: UnixStream) -> io::Result<()> {
-        match Frame::read_from(&mut client)? {
+        let first = match Frame::read_from(&mut client) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                let advice =
+                    "it was started by another version of this program: tools/lab down, and up";
+                return Frame::Dead(format!("{advice} ({error})")).write_to(client);
+            }
+            other => other?,
+        };
+        match first {
             Some(start @ Frame::Start(_)) => self.run_command(client, &start),
             Some(Frame::Status(_)) => Frame::Status(self.status()).write_to(client),
             Some(Frame::Shutdown) => {
