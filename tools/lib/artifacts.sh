@@ -96,8 +96,9 @@ intact() {
 publish() {
     local old
     rm -rf "${dir:?}/$2" "$dir/$2.sha256"
-    mv "$1" "$dir/$2" && record "$2" || die "cannot write to $dir"
-    printf '%s\n' "$2" >"$dir/current.tmp" && mv "$dir/current.tmp" "$dir/current"
+    if ! { mv "$1" "$dir/$2" && record "$2" && printf '%s\n' "$2" >"$dir/current.tmp" && mv "$dir/current.tmp" "$dir/current"; }; then
+        die "cannot write to $dir"
+    fi
     # A version that something may still be using is left alone for a week.
     find "$dir" -mindepth 1 -maxdepth 1 -type d ! -name "$2" -mtime +7 -print0 |
         while IFS= read -r -d '' old; do rm -rf "$old" "$old.sha256"; done

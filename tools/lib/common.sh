@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Helpers shared by the scripts in tools/. Source it; it defines functions only.
 #
 #   say TEXT...        one line about what is being done, to stderr

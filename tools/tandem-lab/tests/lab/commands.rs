@@ -106,18 +106,16 @@ pub fn environment(bench: &Bench) {
     let expected = format!("0022\n{}\na\nb=c \"|/var/tmp|1||", bench.files.display());
     assert_eq!(text(&output.stdout), expected);
     // A place that is not shared is said to be so.
-    let output = bench
-        .lab(&["true"])
-        .current_dir(&bench.runtime)
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(0));
-    let output = bench
-        .lab(&["true"])
-        .current_dir("/dev/shm")
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(0), "it exists on both sides");
+    let unshared = format!("/dev/shm/tandem-lab-test-{}", std::process::id());
+    fs::create_dir(&unshared).unwrap();
+    let output = bench.lab(&["true"]).current_dir(&unshared).output();
+    fs::remove_dir(&unshared).unwrap();
+    let output = output.unwrap();
+    assert_eq!(output.status.code(), Some(125));
+    assert!(
+        text(&output.stderr).contains("cannot be entered in the lab"),
+        "{output:?}"
+    );
 }
 
 pub fn unread_input(bench: &Bench) {
