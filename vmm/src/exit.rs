@@ -65,8 +65,8 @@ pub enum ExitReason {
 pub enum PanicSign {
     /// The guest's kernel said so (pvpanic).
     Reported,
-    /// The guest reset the machine without shutting its local APIC down first, which only an emergency restart
-    /// does: `panic=-1`, or SysRq-b.
+    /// The guest reset the machine without masking its interrupts first, which only an emergency restart does:
+    /// `panic=-1`, or SysRq-b.
     EmergencyRestart,
 }
 

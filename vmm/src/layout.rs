@@ -10,7 +10,8 @@
 //! | 0x9000    | 0xc000    | boot page tables: PML4, PDPT, PD                                      |
 //! | 0x20000   | 0x20800   | kernel command line                                                   |
 //! | 0x9fc00   | 0xa0000   | EBDA: reserved, so that nobody looks for one elsewhere                |
-//! | 0xe0000   | 0x100000  | ACPI: RSDP first, where the ACPI specification lets it be searched for |
+//! | 0xe0000   | 0xffff0   | ACPI: RSDP first, where the ACPI specification lets it be searched for |
+//! | 0xffff0   | 0x100000  | reset vector (see [`firmware`](crate::firmware))                      |
 //! | 0x100000  |           | RAM: kernel, initrd                                                   |
 //!
 //! Below 4 GiB lies a hole for devices, from 3 GiB on; memory beyond 3 GiB continues at 4 GiB.
@@ -42,7 +43,9 @@ pub const EBDA: u64 = 0x9_fc00;
 /// RSDP, with the other ACPI tables behind it.
 pub const RSDP: u64 = 0xe_0000;
 /// End of the space for ACPI tables.
-pub const ACPI_END: u64 = HIGH_MEMORY;
+pub const ACPI_END: u64 = RESET_VECTOR;
+/// Where a PC begins after reset, in the last 16 bytes of the first MiB.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// RAM again.
 pub const HIGH_MEMORY: u64 = 0x10_0000;
 

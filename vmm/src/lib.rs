@@ -13,6 +13,7 @@
 //! | [`bzimage`] | bzImage kernels: decompression on the host, and its cache                      |
 //! | [`cpu`]     | CPUID, MSRs, registers and local APIC of a vCPU                                |
 //! | [`acpi`]    | the ACPI tables                                                                |
+//! | [`firmware`]| what firmware leaves in low memory: page tables, reset vector                   |
 //! | [`console`] | the serial port's other end: terminal, pipe or file                            |
 //! | [`machine`] | building a machine and running it: vCPU threads, pause, stop                   |
 //! | [`run`]     | the main thread's event loop: signals, input, the machine's end                |
@@ -28,6 +29,7 @@ pub mod config;
 pub mod console;
 pub mod cpu;
 pub mod exit;
+pub mod firmware;
 pub mod kernel;
 pub mod layout;
 pub mod machine;

@@ -3,12 +3,6 @@
 use kvm_bindings::kvm_lapic_state;
 use kvm_ioctls::VcpuFd;
 
-/// Spurious interrupt vector register.
-const SPIV: usize = 0xf0;
-/// `APIC_SPIV_APIC_ENABLED`: the APIC is switched on by software.
-const SPIV_ENABLED: u32 = 1 << 8;
-/// Vector of the spurious interrupt while Linux runs (`SPURIOUS_APIC_VECTOR`).
-const LINUX_SPURIOUS_VECTOR: u32 = 0xff;
 /// Local vector table: LINT0.
 const LVT_LINT0: usize = 0x350;
 /// Local vector table: LINT1.
@@ -27,22 +21,6 @@ pub fn set(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
         write(&mut lapic, register, value | mode);
     }
     vcpu.set_lapic(&lapic)
-}
-
-/// Whether the guest of this vCPU, which has just asked for a reset, had shut its local APIC down before.
-///
-/// Linux does so in `native_machine_shutdown()`, on the way of every `reboot`; what is left then is the spurious
-/// vector of `disconnect_bsp_APIC()`. `emergency_restart()`, the way of a panic with `panic=-1` and of SysRq-b, leaves
-/// the APIC as it was in operation. There is no better sign on a kernel that has no pvpanic driver loaded.
-pub fn stopped_in_good_order(vcpu: &VcpuFd) -> bool {
-    match vcpu.get_lapic() {
-        Ok(lapic) => {
-            let in_operation = SPIV_ENABLED | LINUX_SPURIOUS_VECTOR;
-            read(&lapic, SPIV) & in_operation != in_operation
-        }
-        // Without the register, nothing speaks against an ordinary reset.
-        Err(_) => true,
-    }
 }
 
 fn read(lapic: &kvm_lapic_state, register: usize) -> u32 {

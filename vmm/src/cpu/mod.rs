@@ -11,7 +11,6 @@ use kvm_ioctls::VcpuFd;
 use crate::kernel::Entry;
 
 pub use cpuid::{Topology, for_vcpu, physical_bits, template};
-pub use lapic::stopped_in_good_order;
 pub use registers::gdt;
 
 /// Why a vCPU could not be set up.

@@ -13,20 +13,21 @@ use devices::legacy::serial::Serial;
 use devices::{Bus, BusDevice};
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VmFd};
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::Machine;
 use super::error::BuildError;
-use super::vcpu::{Buses, Vcpu};
-use super::{Gate, Machine};
+use super::gate::Gate;
+use super::vcpu::{Buses, Shared, Vcpu};
 use crate::bzimage::KernelCache;
 use crate::config::VmConfig;
 use crate::console::Output;
 use crate::cpu::{self, Topology};
-use crate::kernel::{self, Entry};
+use crate::kernel;
 use crate::memory::{self, GuestMemory};
 use crate::timeline::{Phase, Timeline};
-use crate::{acpi, layout};
+use crate::{acpi, firmware, layout};
 
 /// What a machine takes from its host beyond its configuration.
 #[derive(Clone, Debug)]
@@ -74,20 +75,27 @@ impl<'a> MachineBuilder<'a> {
         let cache = KernelCache::new(&self.host.kernel_cache);
         let source = &self.config.boot_source;
         let entry = kernel::load(source, &memory, machine.huge_pages, &cache)?;
-        write_boot_structures(&memory, entry).map_err(BuildError::BootStructures)?;
+        firmware::write(&memory, entry).map_err(BuildError::BootStructures)?;
         acpi::write(&memory, machine.vcpu_count)?;
         self.timeline.mark(Phase::KernelLoaded);
 
         let vm = create_vm(&kvm, &memory, machine.track_dirty_pages)?;
         let devices = self.attach_devices(&vm, output)?;
-        let gate = Arc::new(Gate::new().map_err(BuildError::Event)?);
         let topology = Topology {
             vcpus: machine.vcpu_count,
             smt: machine.smt,
         };
+        let shared = Arc::new(Shared {
+            vm,
+            buses: devices.buses,
+            gate: Gate::new().map_err(BuildError::Event)?,
+            timeline: self.timeline.clone(),
+            memory,
+        });
         let mut waiting = Vec::with_capacity(topology.vcpus.into());
         for index in 0..topology.vcpus {
-            let fd = vm
+            let fd = shared
+                .vm
                 .create_vcpu(index.into())
                 .map_err(kvm_error("create a vCPU"))?;
             // Not every KVM tells its frequency; the guest then calibrates.
@@ -95,26 +103,16 @@ impl<'a> MachineBuilder<'a> {
             let cpuid =
                 cpu::for_vcpu(&template, index, topology, tsc_khz).map_err(BuildError::Cpuid)?;
             cpu::configure(&fd, index, &cpuid, entry)?;
-            waiting.push(Vcpu::new(
-                index,
-                fd,
-                devices.buses.clone(),
-                gate.clone(),
-                self.timeline.clone(),
-                memory.clone(),
-            ));
+            waiting.push(Vcpu::new(index, fd, shared.clone()));
         }
         self.timeline.mark(Phase::MachineReady);
         Ok(Machine {
             threads: Vec::with_capacity(waiting.len()),
             waiting,
-            gate,
+            shared,
             serial: devices.serial,
             events: devices.events,
             input_space: devices.input_space,
-            timeline: self.timeline,
-            _vm: vm,
-            memory,
         })
     }
 
@@ -139,10 +137,10 @@ impl<'a> MachineBuilder<'a> {
             Box::new(output.writer(self.timeline.clone())),
         ));
         let events = Arc::new(EventRegister::new(interrupt(vm, layout::EVENT_GSI)?));
-        let buses = Arc::new(Buses {
+        let buses = Buses {
             ports: Bus::new(),
             mmio: Bus::new(),
-        });
+        };
         let ports: [(u64, u64, Arc<dyn BusDevice>); 7] = [
             (Serial::COM1, Serial::LEN, serial.clone()),
             (layout::EVENT_PORT, EventRegister::LEN, events.clone()),
@@ -181,7 +179,7 @@ impl<'a> MachineBuilder<'a> {
 
 /// The devices, and the ends of them that the machine's owner needs.
 struct Devices {
-    buses: Arc<Buses>,
+    buses: Buses,
     serial: Arc<Serial>,
     events: Arc<EventRegister>,
     input_space: EventFd,
@@ -250,33 +248,9 @@ fn create_vm(kvm: &Kvm, memory: &GuestMemory, track_dirty: bool) -> Result<VmFd,
                 0
             },
         };
-        // SAFETY: the region is mapped memory of that length, and outlives the VM: the machine keeps both and drops
-        // the VM first.
+        // SAFETY: the region is mapped memory of that length, and outlives the VM: `Shared` has both and drops the VM
+        // first.
         unsafe { vm.set_user_memory_region(slot) }.map_err(kvm_error("give memory to the VM"))?;
     }
     Ok(vm)
-}
-
-/// GDT and page tables for the boot vCPU.
-fn write_boot_structures(
-    memory: &GuestMemory,
-    entry: Entry,
-) -> Result<(), vm_memory::GuestMemoryError> {
-    const PRESENT_WRITABLE: u64 = 0b11;
-    const LARGE_PAGE: u64 = 1 << 7;
-    const LARGE_PAGE_SIZE: u64 = 2 << 20;
-    memory.write_obj(cpu::gdt(entry), GuestAddress(layout::GDT))?;
-    memory.write_obj(0_u64, GuestAddress(layout::IDT))?;
-    if let Entry::Linux64 { .. } = entry {
-        memory.write_obj(layout::PDPT | PRESENT_WRITABLE, GuestAddress(layout::PML4))?;
-        memory.write_obj(layout::PD | PRESENT_WRITABLE, GuestAddress(layout::PDPT))?;
-        let mut directory = [0_u64; 512];
-        for (page, slot) in (0..).zip(&mut directory) {
-            *slot = (page * LARGE_PAGE_SIZE) | LARGE_PAGE | PRESENT_WRITABLE;
-        }
-        for (page, slot) in (0_u64..).zip(directory) {
-            memory.write_obj(slot, GuestAddress(layout::PD + page * 8))?;
-        }
-    }
-    Ok(())
 }

@@ -7,6 +7,7 @@
 //! | `gate`    | where vCPU threads wait while paused, and learn that it is over                |
 //! | `vcpu`    | a vCPU's thread: run, exit, device, run                                        |
 //! | `fault`   | the words for a vCPU that cannot go on                                         |
+//! | `reset`   | whether a reset was a reboot or an emergency                                   |
 //!
 //! A machine is born paused. [`start`](Machine::start) makes its threads and lets them go; [`pause`](Machine::pause) and
 //! [`resume`](Machine::resume) stop and continue all vCPUs at an instruction boundary; when it ends,
@@ -18,6 +19,7 @@ mod builder;
 mod error;
 mod fault;
 mod gate;
+mod reset;
 mod vcpu;
 
 use std::io;
@@ -26,7 +28,6 @@ use std::thread::{self, JoinHandle};
 
 use devices::acpi::EventRegister;
 use devices::legacy::serial::Serial;
-use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::exit::ExitReason;
@@ -35,21 +36,16 @@ use crate::timeline::{Phase, Timeline};
 
 pub use builder::{Host, MachineBuilder};
 pub use error::BuildError;
-use gate::Gate;
-use vcpu::Vcpu;
+use vcpu::{Shared, Vcpu};
 
 /// A complete machine.
 pub struct Machine {
-    // Declared in the order in which they must go: threads are gone before the VM, the VM before its memory.
     threads: Vec<JoinHandle<()>>,
     waiting: Vec<Vcpu>,
-    gate: Arc<Gate>,
+    shared: Arc<Shared>,
     serial: Arc<Serial>,
     events: Arc<EventRegister>,
     input_space: EventFd,
-    timeline: Arc<Timeline>,
-    _vm: VmFd,
-    memory: GuestMemory,
 }
 
 impl Machine {
@@ -61,14 +57,14 @@ impl Machine {
         vcpu::install_kick_handler()?;
         for vcpu in self.waiting.drain(..) {
             let name = format!("vcpu {}", vcpu.index());
-            self.gate.enter();
+            self.shared.gate.enter();
             let thread = thread::Builder::new()
                 .name(name)
                 .spawn(move || vcpu.run())
-                .inspect_err(|_| self.gate.leave())?;
+                .inspect_err(|_| self.shared.gate.leave())?;
             self.threads.push(thread);
         }
-        self.gate.open();
+        self.shared.gate.open();
         Ok(())
     }
 
@@ -77,19 +73,19 @@ impl Machine {
     /// The caller must see to it that no vCPU waits for the console meanwhile
     /// ([`Output::let_guest_wait`](crate::console::Output::let_guest_wait)).
     pub fn pause(&self) {
-        self.gate.close();
+        self.shared.gate.close();
         self.kick();
-        self.gate.wait_until_parked();
+        self.shared.gate.wait_until_parked();
     }
 
     /// Lets paused vCPUs run on.
     pub fn resume(&self) {
-        self.gate.open();
+        self.shared.gate.open();
     }
 
     /// Ends the machine for `reason`, unless it has ended already.
     pub fn end(&self, reason: ExitReason) {
-        self.gate.end(reason);
+        self.shared.gate.end(reason);
     }
 
     /// Presses the power button; what follows is up to the guest.
@@ -102,12 +98,12 @@ impl Machine {
 
     /// Becomes readable when the machine has ended.
     pub fn ended(&self) -> &EventFd {
-        self.gate.ended()
+        self.shared.gate.ended()
     }
 
     /// Why the machine has ended, once it has.
     pub fn exit_reason(&self) -> Option<ExitReason> {
-        self.gate.exit_reason()
+        self.shared.gate.exit_reason()
     }
 
     /// The serial port.
@@ -122,12 +118,12 @@ impl Machine {
 
     /// The guest's memory.
     pub fn memory(&self) -> &GuestMemory {
-        &self.memory
+        &self.shared.memory
     }
 
     /// When what was reached.
     pub fn timeline(&self) -> &Arc<Timeline> {
-        &self.timeline
+        &self.shared.timeline
     }
 
     /// Makes every vCPU leave the guest.
@@ -140,12 +136,12 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        self.gate.shut();
+        self.shared.gate.shut();
         self.kick();
         for thread in self.threads.drain(..) {
             // A vCPU thread that panicked has nothing more to say here.
             let _ = thread.join();
         }
-        self.timeline.mark(Phase::Shutdown);
+        self.shared.timeline.mark(Phase::Shutdown);
     }
 }

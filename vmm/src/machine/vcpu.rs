@@ -12,12 +12,12 @@ use kvm_bindings::{
     KVM_EXIT_IO_IN, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
     kvm_run,
 };
-use kvm_ioctls::{VcpuExit, VcpuFd};
+use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
 
 use super::fault;
 use super::gate::{Gate, Passage};
-use crate::cpu;
+use super::reset;
 use crate::exit::{ExitReason, PanicSign};
 use crate::memory::GuestMemory;
 use crate::timeline::{Phase, Timeline};
@@ -62,14 +62,20 @@ pub struct Buses {
     pub mmio: Bus,
 }
 
+/// What all vCPUs of a machine share.
+pub struct Shared {
+    pub vm: VmFd,
+    pub buses: Buses,
+    pub gate: Gate,
+    pub timeline: Arc<Timeline>,
+    pub memory: GuestMemory,
+}
+
 /// One vCPU and all that its thread needs.
 pub struct Vcpu {
     index: u8,
     fd: VcpuFd,
-    buses: Arc<Buses>,
-    gate: Arc<Gate>,
-    timeline: Arc<Timeline>,
-    memory: GuestMemory,
+    shared: Arc<Shared>,
 }
 
 /// What becomes of the thread after an exit.
@@ -103,22 +109,8 @@ impl Drop for Presence<'_> {
 }
 
 impl Vcpu {
-    pub fn new(
-        index: u8,
-        fd: VcpuFd,
-        buses: Arc<Buses>,
-        gate: Arc<Gate>,
-        timeline: Arc<Timeline>,
-        memory: GuestMemory,
-    ) -> Self {
-        Self {
-            index,
-            fd,
-            buses,
-            gate,
-            timeline,
-            memory,
-        }
+    pub fn new(index: u8, fd: VcpuFd, shared: Arc<Shared>) -> Self {
+        Self { index, fd, shared }
     }
 
     pub fn index(&self) -> u8 {
@@ -127,16 +119,16 @@ impl Vcpu {
 
     /// The thread.
     pub fn run(mut self) {
-        let gate = self.gate.clone();
+        let shared = self.shared.clone();
         let mut presence = Presence {
-            gate: &gate,
+            gate: &shared.gate,
             index: self.index,
             expected: false,
         };
         IMMEDIATE_EXIT.set(&raw mut self.fd.get_kvm_run().immediate_exit);
         if let Some(reason) = self.run_until_over() {
             log::debug!("vCPU {}: {reason}", self.index);
-            gate.end(reason);
+            shared.gate.end(reason);
         }
         presence.expected = true;
     }
@@ -147,13 +139,13 @@ impl Vcpu {
         loop {
             // Cleared before the look at the gate: a kick after that sets it again.
             self.fd.set_kvm_immediate_exit(0);
-            match self.gate.pass() {
+            match self.shared.gate.pass() {
                 Passage::Over => return None,
                 Passage::Go { waited } if waited && !first => self.forgive_lost_time(),
                 Passage::Go { .. } => {}
             }
             if first && self.index == 0 {
-                self.timeline.mark(Phase::FirstVcpuEntry);
+                self.shared.timeline.mark(Phase::FirstVcpuEntry);
             }
             first = false;
             loop {
@@ -193,32 +185,32 @@ impl Vcpu {
         };
         let action = match exit {
             VcpuExit::IoOut(port, data) if data.len() == 1 => {
-                self.buses.ports.write(port.into(), data)
+                self.shared.buses.ports.write(port.into(), data)
             }
             VcpuExit::IoIn(port, data) if data.len() == 1 => {
-                self.buses.ports.read(port.into(), data);
+                self.shared.buses.ports.read(port.into(), data);
                 Action::Continue
             }
             VcpuExit::IoOut(..) | VcpuExit::IoIn(..) => self.wide_or_repeated_io(),
             VcpuExit::MmioRead(address, data) => {
-                self.buses.mmio.read(address, data);
+                self.shared.buses.mmio.read(address, data);
                 Action::Continue
             }
-            VcpuExit::MmioWrite(address, data) => self.buses.mmio.write(address, data),
+            VcpuExit::MmioWrite(address, data) => self.shared.buses.mmio.write(address, data),
             VcpuExit::Intr => return Next::Gate,
             VcpuExit::Shutdown => return Next::End(ExitReason::TripleFault { vcpu: index }),
             VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _) => Action::PowerOff,
             VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _) => Action::Reset,
             VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, _) => Action::Panicked,
             VcpuExit::InternalError => {
-                let detail = fault::internal_error(&mut self.fd, &self.memory);
+                let detail = fault::internal_error(&mut self.fd, &self.shared.memory);
                 return Next::End(ExitReason::InternalError {
                     vcpu: index,
                     detail,
                 });
             }
             VcpuExit::FailEntry(reason, _) => {
-                let detail = fault::entry_failed(&self.fd, &self.memory, reason);
+                let detail = fault::entry_failed(&self.fd, &self.shared.memory, reason);
                 return Next::End(ExitReason::InternalError {
                     vcpu: index,
                     detail,
@@ -240,13 +232,15 @@ impl Vcpu {
         match action {
             Action::Continue => Next::Run,
             Action::InitReached => {
-                self.timeline.mark(Phase::InitReached);
+                self.shared.timeline.mark(Phase::InitReached);
                 Next::Run
             }
             Action::PowerOff => Next::End(ExitReason::PowerOff),
             Action::Panicked => Next::End(ExitReason::Panic(PanicSign::Reported)),
-            Action::Reset if cpu::stopped_in_good_order(&self.fd) => Next::End(ExitReason::Reset),
-            Action::Reset => Next::End(ExitReason::Panic(PanicSign::EmergencyRestart)),
+            Action::Reset if reset::is_emergency(&self.shared.vm) => {
+                Next::End(ExitReason::Panic(PanicSign::EmergencyRestart))
+            }
+            Action::Reset => Next::End(ExitReason::Reset),
         }
     }
 
@@ -265,9 +259,9 @@ impl Vcpu {
         };
         for element in data.chunks_mut(size.max(1)) {
             if u32::from(io.direction) == KVM_EXIT_IO_IN {
-                self.buses.ports.read(io.port.into(), element);
+                self.shared.buses.ports.read(io.port.into(), element);
             } else {
-                let action = self.buses.ports.write(io.port.into(), element);
+                let action = self.shared.buses.ports.write(io.port.into(), element);
                 if action != Action::Continue {
                     return action;
                 }
