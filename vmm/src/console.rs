@@ -268,29 +268,35 @@ impl Input {
         self.ended && self.buffer.is_empty()
     }
 
-    /// Gives what is there to `sink`, which tells how many bytes it took; one read at most.
-    ///
-    /// Returns whether `sink` took everything, so that more may be read when there is more.
+    /// What was read and not yet taken.
+    pub fn pending(&self) -> &[u8] {
+        &self.buffer
+    }
+
+    /// Reads once, if nothing is pending. Blocks where there is nothing to read: whoever [can wait](Self::can_wait)
+    /// reads only what the event loop has announced.
     ///
     /// # Errors
-    /// Those of reading and of `sink`.
-    pub fn pass_on(&mut self, sink: impl FnOnce(&[u8]) -> io::Result<usize>) -> io::Result<bool> {
-        if self.buffer.is_empty() && !self.ended {
-            self.buffer.resize(Self::CHUNK, 0);
-            let read = self.file.read(&mut self.buffer);
-            self.buffer.truncate(*read.as_ref().unwrap_or(&0));
-            match read {
-                Ok(0) => self.ended = true,
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(true),
-                Err(error) => return Err(error),
-            }
+    /// Those of reading.
+    pub fn read(&mut self) -> io::Result<()> {
+        if !self.buffer.is_empty() || self.ended {
+            return Ok(());
         }
-        if !self.buffer.is_empty() {
-            let taken = sink(&self.buffer)?.min(self.buffer.len());
-            self.buffer.drain(..taken);
+        self.buffer.resize(Self::CHUNK, 0);
+        let read = self.file.read(&mut self.buffer);
+        self.buffer.truncate(*read.as_ref().unwrap_or(&0));
+        match read {
+            Ok(0) => self.ended = true,
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
-        Ok(self.buffer.is_empty())
+        Ok(())
+    }
+
+    /// Forgets `count` bytes from the start of what is pending.
+    pub fn take(&mut self, count: usize) {
+        self.buffer.drain(..count.min(self.buffer.len()));
     }
 }
 

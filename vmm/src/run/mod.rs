@@ -165,25 +165,31 @@ impl Controller {
         }
     }
 
-    /// Passes input on for as long as the guest takes it and none must be waited for.
-    fn feed(&mut self, ops: &mut EventOps) {
-        let Some(input) = &mut self.input else {
-            return;
-        };
-        let result = loop {
-            match input.pass_on(|bytes| self.machine.serial().offer(bytes)) {
-                // Only input that is always there is read again at once.
-                Ok(true) if !input.is_over() && !input.can_wait() => {}
-                other => break other,
-            }
-        };
-        match result {
-            Ok(_) if input.is_over() => self.stop_listening(ops, true),
-            Ok(true) => self.listen(ops),
-            Ok(false) => self.stop_listening(ops, false),
-            Err(error) => {
-                log::warn!("cannot read standard input any more: {error}");
-                self.stop_listening(ops, true);
+    /// Passes input on for as long as the guest takes it and none must be waited for. `readable` tells that the loop
+    /// has announced input: nothing else is read where one can wait, as the read could block.
+    fn feed(&mut self, mut readable: bool, ops: &mut EventOps) {
+        while let Some(input) = &mut self.input {
+            if !input.pending().is_empty() {
+                match self.machine.serial().offer(input.pending()) {
+                    Ok(taken) => input.take(taken),
+                    Err(error) => log::warn!("cannot raise the serial port's interrupt: {error}"),
+                }
+                if !input.pending().is_empty() {
+                    // The guest's FIFO is full; its next word is INPUT_SPACE.
+                    return self.stop_listening(ops);
+                }
+            } else if input.is_over() {
+                self.stop_listening(ops);
+                self.input = None;
+            } else if input.can_wait() && !readable {
+                return self.listen(ops);
+            } else {
+                readable = false;
+                if let Err(error) = input.read() {
+                    log::warn!("cannot read standard input any more: {error}");
+                    self.stop_listening(ops);
+                    self.input = None;
+                }
             }
         }
     }
@@ -201,15 +207,12 @@ impl Controller {
         }
     }
 
-    fn stop_listening(&mut self, ops: &mut EventOps, for_good: bool) {
+    fn stop_listening(&mut self, ops: &mut EventOps) {
         if let Some(input) = self.input.as_ref().filter(|_| self.listening) {
             if let Err(error) = ops.remove(Events::empty(input)) {
                 log::warn!("cannot stop waiting for standard input: {error}");
             }
             self.listening = false;
-        }
-        if for_good {
-            self.input = None;
         }
     }
 }
@@ -231,10 +234,7 @@ impl MutEventSubscriber for Controller {
                 });
             }
         }
-        match &self.input {
-            Some(input) if input.can_wait() => self.listen(ops),
-            _ => self.feed(ops),
-        }
+        self.feed(false, ops);
     }
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
@@ -244,10 +244,10 @@ impl MutEventSubscriber for Controller {
                 let _ = self.timer.wait();
                 self.on_grace_over();
             }
-            INPUT => self.feed(ops),
+            INPUT => self.feed(true, ops),
             INPUT_SPACE => {
                 let _ = self.machine.input_space().read();
-                self.feed(ops);
+                self.feed(false, ops);
             }
             // The loop looks for the machine's end after every event.
             _ => {}
