@@ -6,10 +6,12 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+
+use crate::exit::ExitReason;
 
 /// A phase of a boot that was reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// The process runs its first own instructions.
@@ -50,7 +52,7 @@ impl Phase {
 }
 
 /// One phase, reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mark {
     /// Which.
     pub phase: Phase,
@@ -58,6 +60,37 @@ pub struct Mark {
     pub wall_us: u64,
     /// Microseconds of CPU time that the process has used.
     pub cpu_us: u64,
+}
+
+/// A boot from start to end: the document that `tandem-vmm --boot-timeline` writes, as JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Version of the document, [`Report::VERSION`]; raised when a field changes its meaning.
+    pub version: u32,
+    /// Name of the machine.
+    pub id: String,
+    /// Exit code of the VM process.
+    pub exit_code: u8,
+    /// Why the machine was over, in one line.
+    pub reason: String,
+    /// In the order in which they were reached.
+    pub marks: Vec<Mark>,
+}
+
+impl Report {
+    /// The version that this code writes and reads.
+    pub const VERSION: u32 = 1;
+
+    /// Of a machine that is over.
+    pub fn new(id: &str, reason: &ExitReason, timeline: &Timeline) -> Self {
+        Self {
+            version: Self::VERSION,
+            id: id.to_owned(),
+            exit_code: reason.code(),
+            reason: reason.to_string(),
+            marks: timeline.marks(),
+        }
+    }
 }
 
 /// What happened before the process ran, as its launcher tells (`--start-time-us` and its like).

@@ -14,7 +14,7 @@ use vmm::console::Output;
 use vmm::exit::{self, ExitReason};
 use vmm::machine::{BuildError, Host, MachineBuilder};
 use vmm::run::{self, Options, RunError};
-use vmm::timeline::{Launch, Phase, Timeline};
+use vmm::timeline::{Launch, Phase, Report, Timeline};
 
 use crate::args::Args;
 use crate::{logger, report};
@@ -117,7 +117,7 @@ pub fn run(args: &Args, start: Instant) -> Result<ExitReason, Failure> {
     };
     let reason = run::run(machine, output, options)?;
     if let (Some(file), Some(path)) = (timeline_file, &args.boot_timeline) {
-        report::write(file, &args.id, &reason, &timeline)
+        report::write(file, &Report::new(&args.id, &reason, &timeline))
             .map_err(unwritable("--boot-timeline", path))?;
     }
     Ok(reason)

@@ -1,6 +1,7 @@
 //! The commands, one module each. A command is a struct of its arguments with `run`.
 
 mod doctor;
+mod timeline;
 
 use std::process::ExitCode;
 
@@ -9,6 +10,7 @@ use std::process::ExitCode;
 pub enum Command {
     // No doc comments on the variants: they would hide the longer ones of the arguments' structs.
     Doctor(doctor::Doctor),
+    Timeline(timeline::Timeline),
 }
 
 impl Command {
@@ -16,6 +18,7 @@ impl Command {
     pub fn run(self) -> ExitCode {
         match self {
             Self::Doctor(doctor) => doctor.run(),
+            Self::Timeline(timeline) => timeline.run(),
         }
     }
 }
