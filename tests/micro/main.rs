@@ -1,0 +1,25 @@
+//! Micro-guests: a few instructions each, on any `/dev/kvm`, through the real `tandem-vmm`.
+//!
+//! | file        | what is proved                                                                  |
+//! |-------------|---------------------------------------------------------------------------------|
+//! | `boot`      | both boot protocols, how a kernel gets into memory, the memory layout            |
+//! | `serial`    | output whole and exact; input with back-pressure                                 |
+//! | `exits`     | every way in which a machine ends, and its exit code                             |
+//! | `devices`   | debug port, clock, boot timer, string I/O, interrupts                            |
+//! | `signals`   | the power button, and stopping at once                                           |
+//! | `terminal`  | a terminal is raw while the guest runs, and always given back                    |
+//! | `machine`   | pause and resume, several vCPUs, memory of the process                           |
+//! | `bad_input` | one line that names the field, and an exit code, for all that is not right       |
+
+// Test code throughout: what is broken ends in a panic that says so.
+#![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
+
+mod bad_input;
+mod boot;
+mod devices;
+mod exits;
+mod guest;
+mod machine;
+mod serial;
+mod signals;
+mod terminal;
