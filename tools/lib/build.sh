@@ -21,6 +21,7 @@ choose_triple() {
         triple=x86_64-unknown-linux-gnu
         say "The target x86_64-unknown-linux-musl cannot be had (rustup target add): building against static glibc instead"
     fi
+    # shellcheck disable=SC2034 # for whoever sources this
     programs=$build_target/$triple/release
 }
 
