@@ -63,7 +63,7 @@ pub trait Adapter: Sync {
     }
 }
 
-const ADAPTERS: [&dyn Adapter; 5] = [&Tandem, &Firecracker, &Qemu, &CloudHypervisor, &Alioth];
+const ADAPTERS: [&dyn Adapter; 4] = [&Tandem, &Firecracker, &Qemu, &CloudHypervisor];
 
 /// The adapter for a VMM of this name or, if the name says nothing, of this file.
 pub fn infer(name: &str, binary: &Path) -> Result<&'static dyn Adapter> {
@@ -264,36 +264,6 @@ impl Adapter for CloudHypervisor {
         arguments.push(guest.initrd.clone().into());
         arguments.push("--cmdline".into());
         arguments.push(self.command_line(guest).into());
-        Ok(Launch {
-            arguments,
-            good_exits: vec![0],
-            timeline: None,
-        })
-    }
-}
-
-struct Alioth;
-
-impl Adapter for Alioth {
-    fn kind(&self) -> &'static str {
-        "alioth"
-    }
-
-    fn names(&self) -> &'static [&'static str] {
-        &["alioth"]
-    }
-
-    fn launch(&self, guest: &Guest, _dir: &Path, _binary: &Path) -> Result<Launch> {
-        let mut arguments = words("boot --pvh");
-        arguments.push(guest.kernel.clone().into());
-        arguments.push("--initramfs".into());
-        arguments.push(guest.initrd.clone().into());
-        arguments.push("--cmdline".into());
-        arguments.push(self.command_line(guest).into());
-        arguments.extend(words(&format!(
-            "--memory size={}M --cpu count={}",
-            guest.memory_mib, guest.vcpus
-        )));
         Ok(Launch {
             arguments,
             good_exits: vec![0],

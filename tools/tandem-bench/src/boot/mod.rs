@@ -38,7 +38,7 @@ powers off. The guest's user space is reached when its line arrives on the
 serial port. The first vCPU entry is the kernel's kvm_entry tracepoint; it
 needs root and tracefs. Memory is looked at when user space is reached.
 
-Kinds of VMM: tandem, firecracker, qemu (microvm), cloud-hypervisor, alioth.
+Kinds of VMM: tandem, firecracker, qemu (microvm), cloud-hypervisor.
 
 Exit codes: 0, 1 if a boot failed, 2 if nothing could be measured, 130 if
 interrupted.")]

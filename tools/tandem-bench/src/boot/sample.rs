@@ -100,8 +100,7 @@ pub fn boot(
     }
     let mut command = Command::new(&program.path);
     command
-        // A pipe on which nothing ever comes: some VMMs cannot poll /dev/null.
-        .stdin(Stdio::piped())
+        .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         // Ctrl-C is for us to handle.
