@@ -1,7 +1,20 @@
 //! Stock kernels, where `/dev/kvm` is complete: run this through `tools/lab`.
+//!
+//! | file        | what is proved                                                                  |
+//! |-------------|---------------------------------------------------------------------------------|
+//! | `kernels`   | (the kernels, and what they need)                                                |
+//! | `boots`     | kernels, formats, vCPUs, memory: init is reached and sees the right machine       |
+//! | `lifecycle` | reboot, panic, power button, console                                             |
+//! | `messages`  | the kernels find nothing wrong with the machine                                  |
+//! | `lost`      | a vCPU that cannot go on                                                         |
+
 // Test code throughout: what is broken ends in a panic that says so.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
+mod boots;
 #[path = "../micro/guest.rs"]
 mod guest;
+mod kernels;
+mod lifecycle;
 mod lost;
+mod messages;

@@ -1,0 +1,67 @@
+//! What the kernels say about the machine.
+
+use crate::kernels::{Format, Kernel, boot};
+
+/// Words of a kernel that finds something wrong.
+const COMPLAINTS: [&str; 16] = [
+    "Unable to",
+    "BUG",
+    "WARNING:",
+    "Oops",
+    "Call Trace",
+    "ACPI Error",
+    "ACPI BIOS Error",
+    "ACPI Warning",
+    "ACPI BIOS Warning",
+    "[Firmware Bug]",
+    "Unstable clock",
+    "unstable",
+    "calibration",
+    "nobody cared",
+    "MP-BIOS bug",
+    "stuck",
+];
+
+/// Complaints that say nothing about the machine, with the reason.
+const EXPECTED: [&str; 0] = [];
+
+#[test]
+fn kernels_find_nothing_wrong() {
+    for (kernel, vcpus) in [
+        (Kernel::CLOUD_6_12, 2),
+        (Kernel::CLOUD_6_1, 1),
+        (Kernel::GENERIC_6_12, 2),
+    ] {
+        let args = "console=ttyS0 panic=-1 loglevel=8 tandem.test=poweroff";
+        let ended = boot(kernel, Format::Vmlinux, "poweroff")
+            .vcpus(vcpus)
+            .memory(256)
+            .boot("boot_args", args)
+            .run();
+        assert_eq!(ended.code, 0, "{}", ended.stderr);
+        let text = ended.text();
+        assert!(text.lines().count() > 100, "{text}");
+        let complaints: Vec<_> = text
+            .lines()
+            .filter(|line| COMPLAINTS.iter().any(|word| line.contains(word)))
+            .filter(|line| !EXPECTED.iter().any(|known| line.contains(known)))
+            .collect();
+        assert!(
+            complaints.is_empty(),
+            "{}:\n{}\n\nall of it:\n{text}",
+            kernel.name,
+            complaints.join("\n")
+        );
+        for sign in [
+            "Hypervisor detected: KVM",
+            "kvm-clock: using sched offset",
+            "ACPI: PM: (supports S0 S5)",
+        ] {
+            assert!(
+                text.contains(sign),
+                "{}: no {sign:?} in\n{text}",
+                kernel.name
+            );
+        }
+    }
+}
