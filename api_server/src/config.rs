@@ -5,12 +5,12 @@ use vmm::config::{ConfigError, VmConfig};
 /// Largest document in bytes; a full configuration has a few thousand.
 pub const MAX_BYTES: u64 = 1 << 20;
 
-/// Why a document is no configuration.
+/// Why a document is no configuration. The text of each is complete: none has a source that would repeat it.
 #[derive(Debug, thiserror::Error)]
 pub enum DocumentError {
     /// The bytes are not JSON, or the JSON is not of the right shape.
     #[error("{}", in_words(.0))]
-    Shape(#[from] serde_path_to_error::Error<serde_json::Error>),
+    Shape(serde_path_to_error::Error<serde_json::Error>),
     /// Something follows the document.
     #[error("{0}; give one JSON object and nothing after it")]
     Trailing(serde_json::Error),
@@ -38,7 +38,8 @@ fn in_words(error: &serde_path_to_error::Error<serde_json::Error>) -> String {
 /// [`DocumentError`], in one line that names the field.
 pub fn parse(document: &[u8]) -> Result<VmConfig, DocumentError> {
     let mut deserializer = serde_json::Deserializer::from_slice(document);
-    let config: VmConfig = serde_path_to_error::deserialize(&mut deserializer)?;
+    let config: VmConfig =
+        serde_path_to_error::deserialize(&mut deserializer).map_err(DocumentError::Shape)?;
     deserializer.end().map_err(DocumentError::Trailing)?;
     config.validate()?;
     Ok(config)
@@ -51,6 +52,7 @@ mod tests {
     fn error(document: &str) -> String {
         let text = parse(document.as_bytes()).unwrap_err().to_string();
         assert!(!text.contains('\n'), "{text}");
+        assert!(std::error::Error::source(&parse(document.as_bytes()).unwrap_err()).is_none());
         text
     }
 
@@ -75,7 +77,7 @@ mod tests {
             (machine(r#""vcpu_count": 1, "mem_size_mib": 128, "huge_pages": "1G""#), "machine-config.huge_pages: unknown variant"),
             (machine(r#""vcpu_count": 1, "mem_size_mib": 128, "cpu_template": "T2""#), "machine-config.cpu_template: unknown variant"),
             ("{}".into(), "missing field `boot-source`"),
-            ("[]".into(), "missing field `boot-source`"),
+            ("[]".into(), "invalid length 0, expected struct VmConfig"),
             (r#"{"boot-source": {"kernel_image_path": 5}}"#.into(), "boot-source.kernel_image_path: invalid type"),
             (r#"{"boot-source": {"kernel_image_path": "k"}, "drives": [{"drive_id": "rootfs"}]}"#.into(), "drives: Tandem does not have yet"),
         ] {

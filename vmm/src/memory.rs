@@ -106,6 +106,24 @@ pub fn low_end(memory: &GuestMemory) -> u64 {
         .map_or(0, |region| region.last_addr().raw_value() + 1)
 }
 
+/// Bytes of memory and swap that the host has.
+pub fn of_host() -> u64 {
+    // SAFETY: an all-zero sysinfo is valid, and sysinfo writes only to it. It cannot fail with a valid pointer.
+    let info = unsafe {
+        let mut info: libc::sysinfo = std::mem::zeroed();
+        libc::sysinfo(&mut info);
+        info
+    };
+    // The types differ between C libraries.
+    #[allow(clippy::unnecessary_cast)]
+    let (ram, swap, unit) = (
+        info.totalram as u64,
+        info.totalswap as u64,
+        u64::from(info.mem_unit),
+    );
+    ram.saturating_add(swap).saturating_mul(unit)
+}
+
 /// A guest memory map entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MapEntry {
@@ -172,6 +190,11 @@ mod tests {
                 .any(|e| e.base < 4 * GIB && e.base + e.size > 3 * GIB)
         );
         assert_eq!(low_end(&memory), 3 * GIB);
+    }
+
+    #[test]
+    fn the_host_has_memory() {
+        assert!((1 << 28..1 << 50).contains(&of_host()));
     }
 
     #[test]

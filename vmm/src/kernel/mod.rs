@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 
 use linux_loader::loader::bootparam::setup_header;
 use linux_loader::loader::elf::{Elf, PvhBootCapability};
-use linux_loader::loader::{BzImage, KernelLoader};
+use linux_loader::loader::{self, BzImage, KernelLoader, bzimage as bzimage_loader, elf};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::bzimage::{self, BzImageError, CacheOutcome, KernelCache};
@@ -48,7 +48,8 @@ pub enum KernelError {
     },
     /// The file is neither a vmlinux nor a bzImage that can be booted.
     #[error(
-        "boot-source.kernel_image_path: {} is no kernel for x86-64 ({reason}); give a vmlinux or a bzImage",
+        "boot-source.kernel_image_path: {} cannot be booted: {reason}; give a vmlinux or bzImage for x86-64, and memory \
+         enough for it",
         .path.display()
     )]
     NotAKernel {
@@ -252,14 +253,26 @@ fn open(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
-/// linux-loader does not tell a file that ends early from a segment outside memory, so both are named.
-fn not_loaded(path: &Path, memory: &GuestMemory, error: &dyn std::error::Error) -> KernelError {
-    KernelError::NotAKernel {
-        path: path.to_owned(),
-        reason: format!(
-            "{error}: the file is damaged, or it does not fit into {} MiB of memory",
+fn not_loaded(path: &Path, memory: &GuestMemory, error: &loader::Error) -> KernelError {
+    use loader::Error::{Bzimage, Elf, InvalidKernelStartAddress};
+    let reason = match error {
+        Elf(elf::Error::InvalidElfMagicNumber | elf::Error::ReadElfHeader) => {
+            "it is neither an ELF file nor a bzImage".into()
+        }
+        Elf(elf::Error::InvalidEntryAddress) | InvalidKernelStartAddress => {
+            "it does not start above 1 MiB, as kernels do".into()
+        }
+        // linux-loader does not tell a file that ends early from a segment outside memory.
+        Elf(elf::Error::ReadKernelImage)
+        | Bzimage(bzimage_loader::Error::ReadBzImageCompressedKernel) => format!(
+            "it does not fit into {} MiB of memory, or its file is cut short",
             memory::low_end(memory) >> 20
         ),
+        other => format!("its headers are damaged: {other}"),
+    };
+    KernelError::NotAKernel {
+        path: path.to_owned(),
+        reason,
     }
 }
 

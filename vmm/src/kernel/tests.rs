@@ -159,7 +159,7 @@ fn what_does_not_fit_is_named() {
 fn what_is_missing_or_no_kernel_is_named() {
     let error = |case: &Case| case.load().unwrap_err().to_string();
     let mut case = Case::new(b"", None, 16);
-    assert!(error(&case).contains("no kernel"), "{}", error(&case));
+    assert!(error(&case).contains("neither an ELF"), "{}", error(&case));
     case.source.kernel_image_path = "/nonexistent/vmlinux".into();
     assert!(error(&case).starts_with("boot-source.kernel_image_path"));
     case.source.kernel_image_path = "/dev/null".into();

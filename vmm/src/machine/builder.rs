@@ -17,7 +17,7 @@ use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::Machine;
-use super::error::BuildError;
+use super::error::{BuildError, OVERCOMMIT};
 use super::gate::Gate;
 use super::vcpu::{Buses, Shared, Vcpu};
 use crate::bzimage::KernelCache;
@@ -67,7 +67,7 @@ impl<'a> MachineBuilder<'a> {
         let kvm = Kvm::new().map_err(BuildError::OpenKvm)?;
         check_capabilities(&kvm, machine.vcpu_count)?;
         let template = cpu::template(&kvm).map_err(kvm_error("get the supported CPUID"))?;
-        self.check_address_width(cpu::physical_bits(&template))?;
+        self.check_memory_size(cpu::physical_bits(&template))?;
 
         let memory = memory::allocate(machine.memory_bytes(), machine.huge_pages)?;
         self.timeline.mark(Phase::MemoryReady);
@@ -116,8 +116,15 @@ impl<'a> MachineBuilder<'a> {
         })
     }
 
-    fn check_address_width(&self, bits: u32) -> Result<(), BuildError> {
+    fn check_memory_size(&self, bits: u32) -> Result<(), BuildError> {
         let machine = &self.config.machine_config;
+        let host = memory::of_host();
+        if machine.memory_bytes() > host.saturating_mul(OVERCOMMIT) {
+            return Err(BuildError::BeyondHost {
+                mib: machine.mem_size_mib,
+                host_mib: host >> 20,
+            });
+        }
         let hole = layout::HOLE_END - layout::HOLE_START;
         let end = machine.memory_bytes().saturating_add(hole);
         if bits < u64::BITS && end > 1 << bits {

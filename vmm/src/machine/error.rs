@@ -11,6 +11,12 @@ use crate::exit;
 use crate::kernel::KernelError;
 use crate::memory::MemoryError;
 
+/// How many times the host's memory a guest may have.
+///
+/// Memory is taken when it is touched, so more than the host has can be fine. But KVM's own tables take 8 bytes a page at
+/// once: without a limit, one number too long in a configuration would take all of the host's memory.
+pub const OVERCOMMIT: u64 = 4;
+
 /// Why a machine could not be built. Nothing of it is left.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
@@ -23,6 +29,16 @@ pub enum BuildError {
     /// Memory cannot be had.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// Far more memory than the host has.
+    #[error(
+        "machine-config.mem_size_mib: is {mib}, more than {OVERCOMMIT} times the {host_mib} that this host has; lower it"
+    )]
+    BeyondHost {
+        /// Size of the memory in MiB.
+        mib: u64,
+        /// Memory of the host in MiB.
+        host_mib: u64,
+    },
     /// The guest's memory would have addresses that the CPU does not have.
     #[error(
         "machine-config.mem_size_mib: is {mib}, beyond the {bits} address bits of this CPU; lower it"
@@ -81,6 +97,7 @@ impl BuildError {
         match self {
             Self::Config(_)
             | Self::Kernel(_)
+            | Self::BeyondHost { .. }
             | Self::TooMuchMemory { .. }
             | Self::TooManyVcpus { .. } => exit::BAD_CONFIGURATION,
             _ => exit::HOST_ERROR,
