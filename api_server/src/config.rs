@@ -86,6 +86,21 @@ mod tests {
         }
     }
 
+    /// The examples are valid, and between them show every field.
+    #[test]
+    fn the_examples_are_valid() {
+        let minimal = parse(include_bytes!("../../resources/examples/minimal.json")).unwrap();
+        assert_eq!(minimal.machine_config, Default::default());
+        let text = include_str!("../../resources/examples/full.json");
+        let full = parse(text.as_bytes()).unwrap();
+        let read: serde_json::Value = serde_json::from_str(text).unwrap();
+        assert_eq!(
+            serde_json::to_value(&full).unwrap(),
+            read,
+            "a field is missing in the example"
+        );
+    }
+
     #[test]
     fn what_is_not_json_is_said_to_be_so() {
         for document in ["", "{", "nonsense", "{\"boot-source\": }", "\u{0}"] {
