@@ -3,9 +3,10 @@
 //! Not the product of all: each boot takes seconds in an emulated lab.
 
 use serde_json::Value;
+use tempfile::TempDir;
 use tests::vm::Ended;
 
-use crate::kernels::{Cache, Format, Kernel, boot};
+use crate::kernels::{Format, Kernel, boot, boot_with_cache};
 
 struct Case {
     kernel: Kernel,
@@ -174,10 +175,9 @@ fn a_guest_that_decompresses_its_kernel_itself() {
 
 #[test]
 fn a_bzimage_is_decompressed_once() {
-    let cache = Cache::new();
+    let cache = TempDir::new().unwrap();
     for decompressed in [true, false] {
-        let ended = boot(Kernel::CLOUD_6_1, Format::BzImage, "poweroff")
-            .option("--kernel-cache", cache.path())
+        let ended = boot_with_cache(Kernel::CLOUD_6_1, Format::BzImage, "poweroff", cache.path())
             .option("--level", "Info")
             .run();
         assert_eq!(ended.code, 0, "{}", ended.text());

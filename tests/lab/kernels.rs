@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use tempfile::TempDir;
 use tests::artifacts::artifact;
 use tests::vm::VmBuilder;
 
@@ -56,19 +55,6 @@ pub enum Format {
     BzImage,
 }
 
-/// A directory for decompressed kernels.
-pub struct Cache(TempDir);
-
-impl Cache {
-    pub fn new() -> Self {
-        Self(TempDir::new().expect("a directory for temporary files"))
-    }
-
-    pub fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
 /// A cache for all tests that are not about the cache. It stays below the tests' directory for temporary files, and
 /// serves the next run as well.
 fn common_cache() -> PathBuf {
@@ -91,6 +77,11 @@ fn found(name: &str) -> PathBuf {
 
 /// A VM of one vCPU and 128 MiB that boots `kernel` and does `test` (`resources/test-guest/init`).
 pub fn boot(kernel: Kernel, format: Format, test: &str) -> VmBuilder {
+    boot_with_cache(kernel, format, test, &common_cache())
+}
+
+/// The same, with decompressed kernels kept in `cache`.
+pub fn boot_with_cache(kernel: Kernel, format: Format, test: &str, cache: &Path) -> VmBuilder {
     let file = match format {
         Format::Vmlinux => "vmlinux",
         Format::BzImage => "bzimage",
@@ -105,5 +96,5 @@ pub fn boot(kernel: Kernel, format: Format, test: &str) -> VmBuilder {
             "boot_args",
             format!("console=ttyS0 panic=-1 quiet tandem.test={test}"),
         )
-        .option("--kernel-cache", common_cache())
+        .option("--kernel-cache", cache)
 }

@@ -84,7 +84,8 @@ fn a_second_signal_stops_at_once() {
 fn a_halted_guest_can_be_stopped() {
     let vm = ready(VmBuilder::with_code(halted()).option("--stop-timeout", "0"));
     vm.signal(libc::SIGTERM);
-    vm.wait().expect(143, "ready\n");
+    vm.wait_at_most(Duration::from_secs(10))
+        .expect(143, "ready\n");
 }
 
 guest!(
