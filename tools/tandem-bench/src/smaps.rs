@@ -4,7 +4,7 @@
 //! are anonymous, of a memfd, of shared memory or of the kernel or initrd file (a VMM may map a kernel's segments into
 //! guest memory). Candidates without a gap between them make a run; guest memory is the longest runs that together
 //! reach the guest's size. A run can be longer than the guest's memory where the VMM's own memory happens to lie next to
-//! it: mappings at its ends that the guest's size does not need are given back to the VMM. What then is still too much
+//! it: of a run, the part that fits the guest's size best is taken. What then is still too much
 //! (the kernel merges neighbours that are alike) is reported as `unsure_kib`: it is address space, not memory in use.
 
 use serde::Serialize;
@@ -65,11 +65,11 @@ pub fn split(smaps: &str, guest_mib: u64, files: &[&str]) -> Option<Memory> {
     runs.sort_by_key(|run| std::cmp::Reverse(kib(run)));
     let mut guest: Vec<usize> = Vec::new();
     let mut missing = guest_mib * 1024;
-    for mut run in runs {
+    for run in runs {
         if missing == 0 {
             break;
         }
-        trim(&mut run, &mappings, missing);
+        let mut run = best_fit(&run, &mappings, missing);
         missing = missing.saturating_sub(kib(&run));
         guest.append(&mut run);
     }
@@ -111,22 +111,22 @@ fn runs(mappings: &[Mapping], files: &[&str]) -> Vec<Vec<usize>> {
     runs
 }
 
-/// Drops mappings at the ends of a run, the smaller first, while `needed_kib` remain.
-fn trim(run: &mut Vec<usize>, mappings: &[Mapping], needed_kib: u64) {
-    let mut total: u64 = run.iter().map(|&index| mappings[index].kib()).sum();
-    while let [first, .., last] = run[..] {
-        let (first_kib, last_kib) = (mappings[first].kib(), mappings[last].kib());
-        let spare = total.saturating_sub(needed_kib);
-        if first_kib <= spare && (first_kib <= last_kib || last_kib > spare) {
-            run.remove(0);
-            total -= first_kib;
-        } else if last_kib <= spare {
-            run.pop();
-            total -= last_kib;
-        } else {
-            break;
+/// The part of a run that reaches `needed_kib` with the least excess; all of it if nothing reaches that.
+fn best_fit(run: &[usize], mappings: &[Mapping], needed_kib: u64) -> Vec<usize> {
+    let mut best: (u64, &[usize]) = (u64::MAX, run);
+    for from in 0..run.len() {
+        let mut total = 0;
+        for (to, &index) in run.iter().enumerate().skip(from) {
+            total += mappings[index].kib();
+            if total >= needed_kib {
+                if total < best.0 {
+                    best = (total, &run[from..=to]);
+                }
+                break;
+            }
         }
     }
+    best.1.to_vec()
 }
 
 fn parse(smaps: &str) -> Option<Vec<Mapping>> {
@@ -207,6 +207,13 @@ mod tests {
             + &mapping("7f0008200000-7f0108200000", "---p", "", 0);
         let memory = split(&smaps, 128, &[]).unwrap();
         assert_eq!((memory.own_rss_kib, memory.guest_rss_kib), (12, 5000));
+        // A thread's stack before guest memory that ends in small pieces: only one part fits exactly.
+        let smaps = mapping("7effffdff000-7f0000000000", "rw-p", "", 4)
+            + &mapping("7f0000000000-7f0007e00000", "rw-p", "", 5000)
+            + &mapping("7f0007e00000-7f0007fff000", "rw-p", "/tmp/i", 1900)
+            + &mapping("7f0007fff000-7f0008000000", "rw-p", "", 4);
+        let memory = split(&smaps, 128, &["/tmp/i"]).unwrap();
+        assert_eq!((memory.own_rss_kib, memory.unsure_kib), (4, 0));
         // Neighbours that the kernel has merged cannot be told apart.
         let merged = mapping("7f0000000000-7f0008200000", "rw-p", "", 5008);
         assert_eq!(split(&merged, 128, &[]).unwrap().unsure_kib, 2048);
