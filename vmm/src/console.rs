@@ -102,19 +102,12 @@ impl Output {
         duplicate(libc::STDOUT_FILENO)
     }
 
-    /// Opens `path` to append to; it is made if it is not there (mode 0600: a console may show secrets).
+    /// Opens `path` to append to, as [`append_to`] does, for blocking writes.
     ///
     /// # Errors
     /// The file cannot be opened for writing.
     pub fn file(path: &Path) -> io::Result<File> {
-        OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            // A FIFO without a reader must not hold up the start, nor a terminal become ours.
-            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-            .open(path)
-            .and_then(|file| set_blocking(file.as_raw_fd()).map(|()| file))
+        append_to(path).and_then(|file| set_blocking(file.as_raw_fd()).map(|()| file))
     }
 
     /// A writer for the serial port.
@@ -304,6 +297,20 @@ impl AsRawFd for Input {
     fn as_raw_fd(&self) -> RawFd {
         self.file.as_raw_fd()
     }
+}
+
+/// Opens `path` to append to, without blocking; it is made if it is not there, with mode 0600, as a console or a log may
+/// show secrets. A FIFO without a reader does not hold up the start, nor does a terminal become this process's own.
+///
+/// # Errors
+/// The file cannot be opened for writing.
+pub fn append_to(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)
 }
 
 /// A descriptor of one's own for a standard stream.

@@ -37,3 +37,5 @@ pub mod memory;
 pub mod probe;
 pub mod run;
 pub mod timeline;
+
+mod kick;

@@ -2,15 +2,15 @@
 //!
 //! `2026-11-20T21:29:03.123456789 [id:thread:LEVEL:file:line] message`, where level and origin are shown if asked for.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
 use devices::utc::Utc;
 use log::{LevelFilter, Log, Metadata, Record};
+use vmm::console::append_to;
 
 /// How the log looks and where it goes.
 pub struct Settings<'a> {
@@ -35,7 +35,7 @@ struct Logger {
 /// # Errors
 /// The log file could not be opened.
 pub fn start(settings: &Settings) -> io::Result<()> {
-    let file = settings.path.map(open).transpose()?;
+    let file = settings.path.map(append_to).transpose()?;
     let level = settings.level.unwrap_or(match file {
         Some(_) => LevelFilter::Info,
         None => LevelFilter::Warn,
@@ -52,16 +52,6 @@ pub fn start(settings: &Settings) -> io::Result<()> {
     Ok(())
 }
 
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        // A FIFO that nobody reads must not hold up the guest: lines that do not fit are lost.
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-        .open(path)
-}
-
 impl Log for Logger {
     fn enabled(&self, metadata: &Metadata) -> bool {
         metadata.target().starts_with(&self.module)
@@ -72,7 +62,8 @@ impl Log for Logger {
             return;
         }
         let line = self.line(record, SystemTime::now());
-        // There is nobody left to tell when the log cannot be written.
+        // There is nobody left to tell when the log cannot be written. A FIFO that nobody reads must not hold up the guest:
+        // its lines are lost.
         let _ = match &self.file {
             Some(file) => (&*file).write_all(line.as_bytes()),
             None => io::stderr().write_all(line.as_bytes()),

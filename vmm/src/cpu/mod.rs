@@ -1,5 +1,6 @@
 //! CPUID, MSRs, registers and local APIC of a vCPU, as firmware and hardware would leave them.
 
+pub(crate) mod bits;
 mod cpuid;
 mod lapic;
 mod msr;

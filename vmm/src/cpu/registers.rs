@@ -3,17 +3,9 @@
 use kvm_bindings::{kvm_fpu, kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
 
+use super::bits::*;
 use crate::kernel::Entry;
 use crate::layout;
-
-const CR0_PROTECTED: u64 = 1 << 0;
-const CR0_EXTENSION_TYPE: u64 = 1 << 4;
-const CR0_PAGING: u64 = 1 << 31;
-const CR4_PAE: u64 = 1 << 5;
-const EFER_LONG_MODE: u64 = 1 << 8;
-const EFER_LONG_MODE_ACTIVE: u64 = 1 << 10;
-/// Bit 1 is always set; interrupts are off.
-const RFLAGS_RESET: u64 = 1 << 1;
 
 /// Segment selectors: the GDT entries of [`gdt`], times 8.
 const CODE_SELECTOR: u16 = 0x8;
@@ -131,7 +123,7 @@ pub fn set_entry(vcpu: &VcpuFd, entry: Entry) -> Result<(), kvm_ioctls::Error> {
     let mut sregs = vcpu.get_sregs()?;
     let (code, regs) = match entry {
         Entry::Pvh { address } => {
-            sregs.cr0 = CR0_PROTECTED | CR0_EXTENSION_TYPE;
+            sregs.cr0 = CR0_PE | CR0_ET;
             sregs.cr4 = 0;
             sregs.efer = 0;
             let regs = kvm_regs {
@@ -144,8 +136,8 @@ pub fn set_entry(vcpu: &VcpuFd, entry: Entry) -> Result<(), kvm_ioctls::Error> {
         Entry::Linux64 { address } => {
             sregs.cr3 = layout::PML4;
             sregs.cr4 = CR4_PAE;
-            sregs.efer = EFER_LONG_MODE | EFER_LONG_MODE_ACTIVE;
-            sregs.cr0 = CR0_PROTECTED | CR0_EXTENSION_TYPE | CR0_PAGING;
+            sregs.efer = EFER_LME | EFER_LMA;
+            sregs.cr0 = CR0_PE | CR0_ET | CR0_PG;
             let regs = kvm_regs {
                 rip: address,
                 rsi: layout::ZERO_PAGE,
@@ -170,7 +162,7 @@ pub fn set_entry(vcpu: &VcpuFd, entry: Entry) -> Result<(), kvm_ioctls::Error> {
     sregs.idt.limit = size_of::<u64>() as u16 - 1;
     vcpu.set_sregs(&sregs)?;
     vcpu.set_regs(&kvm_regs {
-        rflags: RFLAGS_RESET,
+        rflags: RFLAGS_ONE,
         ..regs
     })
 }

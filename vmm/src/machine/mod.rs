@@ -31,6 +31,7 @@ use devices::legacy::serial::Serial;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::exit::ExitReason;
+use crate::kick;
 use crate::memory::GuestMemory;
 use crate::timeline::{Phase, Timeline};
 
@@ -129,7 +130,7 @@ impl Machine {
     /// Makes every vCPU leave the guest.
     fn kick(&self) {
         for thread in &self.threads {
-            vcpu::kick(thread);
+            kick::send(thread);
         }
     }
 }

@@ -2,10 +2,8 @@
 
 use std::cell::Cell;
 use std::io;
-use std::os::unix::thread::JoinHandleExt;
 use std::ptr;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use devices::{Action, Bus};
 use kvm_bindings::{
@@ -13,23 +11,19 @@ use kvm_bindings::{
     kvm_run,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
-use vmm_sys_util::signal::{SIGRTMIN, register_signal_handler};
+use vmm_sys_util::signal::register_signal_handler;
 
 use super::fault;
 use super::gate::{Gate, Passage};
 use super::reset;
 use crate::exit::{ExitReason, PanicSign};
+use crate::kick;
 use crate::memory::GuestMemory;
 use crate::timeline::{Phase, Timeline};
 
 thread_local! {
     /// `kvm_run.immediate_exit` of the vCPU that this thread runs; null outside of it.
     static IMMEDIATE_EXIT: Cell<*mut u8> = const { Cell::new(ptr::null_mut()) };
-}
-
-/// Signal that makes a vCPU leave the guest.
-fn kick_signal() -> libc::c_int {
-    SIGRTMIN()
 }
 
 /// Makes the kick signal do its work in every vCPU thread of this process.
@@ -43,17 +37,8 @@ pub fn install_kick_handler() -> io::Result<()> {
             unsafe { flag.write_volatile(1) };
         }
     }
-    register_signal_handler(kick_signal(), handler)
+    register_signal_handler(kick::signal(), handler)
         .map_err(|error| io::Error::from_raw_os_error(error.errno()))
-}
-
-/// Makes the vCPU of `thread` leave the guest.
-pub fn kick(thread: &JoinHandle<()>) {
-    // An integer on glibc and a pointer on musl; std has the integer on both.
-    #[allow(clippy::unnecessary_cast)]
-    let id = thread.as_pthread_t() as libc::pthread_t;
-    // SAFETY: the thread has not been joined, so its identifier is valid even if it has ended.
-    unsafe { libc::pthread_kill(id, kick_signal()) };
 }
 
 /// What a guest reaches by port I/O and by MMIO.

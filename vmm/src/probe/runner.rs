@@ -20,6 +20,7 @@ use super::guest::{self, Program};
 use super::signal;
 use super::vcpu::Vcpu;
 use super::{Check, Failure, Outcome};
+use crate::kick;
 
 /// How often, and how many times, a vCPU that is out of time is told to stop.
 const KICK_INTERVAL: Duration = Duration::from_millis(20);
@@ -121,7 +122,7 @@ fn wait(
             Ok(result) => return result,
             Err(RecvTimeoutError::Timeout) => {
                 stop.store(true, Ordering::Release);
-                signal::kick(thread);
+                kick::send(thread);
                 patience = KICK_INTERVAL;
             }
             Err(RecvTimeoutError::Disconnected) => break,

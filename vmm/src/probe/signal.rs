@@ -6,13 +6,14 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
-use std::os::unix::thread::JoinHandleExt;
 use std::thread::JoinHandle;
 
 use kvm_bindings::KVMIO;
 use kvm_ioctls::VcpuFd;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::{errno, ioctl_iow_nr};
+
+use crate::kick;
 
 // linux/kvm.h: the size in the number is that of the structure without its flexible array.
 ioctl_iow_nr!(KVM_SET_SIGNAL_MASK, KVMIO, 0x8b, u32);
@@ -24,16 +25,12 @@ struct SignalMask {
     set: [u8; 8],
 }
 
-fn kick_signal() -> libc::c_int {
-    libc::SIGRTMIN()
-}
-
 fn kick_set() -> libc::sigset_t {
     let mut set = MaybeUninit::uninit();
     // SAFETY: sigemptyset initialises the whole set; sigaddset gets that set and a valid number.
     unsafe {
         libc::sigemptyset(set.as_mut_ptr());
-        libc::sigaddset(set.as_mut_ptr(), kick_signal());
+        libc::sigaddset(set.as_mut_ptr(), kick::signal());
         set.assume_init()
     }
 }
@@ -43,10 +40,10 @@ pub(super) fn spawn_with_kick_blocked<T: Send + 'static>(
     name: &str,
     body: impl FnOnce() -> T + Send + 'static,
 ) -> std::io::Result<JoinHandle<T>> {
-    let kick = kick_set();
+    let set = kick_set();
     let mut before = MaybeUninit::<libc::sigset_t>::uninit();
     // SAFETY: both pointers are to live signal sets; the second is written before it is read.
-    let blocked = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &kick, before.as_mut_ptr()) };
+    let blocked = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &set, before.as_mut_ptr()) };
     let thread = std::thread::Builder::new()
         .name(name.to_owned())
         .spawn(body);
@@ -64,7 +61,7 @@ pub(super) fn spawn_with_kick_blocked<T: Send + 'static>(
 /// # Errors
 /// The error of `KVM_SET_SIGNAL_MASK`.
 pub(super) fn let_kick_through(vcpu: &VcpuFd) -> Result<(), errno::Error> {
-    let set = !(1_u64 << (kick_signal() - 1));
+    let set = !(1_u64 << (kick::signal() - 1));
     let mask = SignalMask {
         len: 8,
         set: set.to_ne_bytes(),
@@ -73,19 +70,5 @@ pub(super) fn let_kick_through(vcpu: &VcpuFd) -> Result<(), errno::Error> {
     match unsafe { ioctl_with_ref(&vcpu.as_raw_fd(), KVM_SET_SIGNAL_MASK(), &mask) } {
         0 => Ok(()),
         _ => Err(errno::Error::last()),
-    }
-}
-
-/// Sends the kick signal to a thread of [`spawn_with_kick_blocked`].
-pub(super) fn kick<T>(thread: &JoinHandle<T>) {
-    #[allow(
-        clippy::unnecessary_cast,
-        reason = "with musl, libc's type is a pointer and std's is not"
-    )]
-    let id = thread.as_pthread_t() as libc::pthread_t;
-    // SAFETY: the thread's handle exists, so it is not joined and the id is valid even if it has
-    // ended. An error means that it has ended: nothing to stop.
-    unsafe {
-        libc::pthread_kill(id, kick_signal());
     }
 }

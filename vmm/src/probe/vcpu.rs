@@ -8,22 +8,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use super::guest::{self, Program};
 use super::runner::{Vm, system};
 use super::{Check, Failure, signal};
-
-const CR0_PE: u64 = 1;
-const CR0_MP: u64 = 1 << 1;
-const CR0_ET: u64 = 1 << 4;
-const CR0_NE: u64 = 1 << 5;
-const CR0_WP: u64 = 1 << 16;
-const CR0_PG: u64 = 1 << 31;
-const CR4_PAE: u64 = 1 << 5;
-const CR4_OSFXSR: u64 = 1 << 9;
-const CR4_OSXMMEXCPT: u64 = 1 << 10;
-const CR4_OSXSAVE: u64 = 1 << 18;
-const EFER_SCE: u64 = 1;
-const EFER_LME: u64 = 1 << 8;
-const EFER_LMA: u64 = 1 << 10;
-const RFLAGS_ONE: u64 = 1 << 1;
-const RFLAGS_IF: u64 = 1 << 9;
+use crate::cpu::bits::*;
 
 /// A vCPU about to run one program.
 pub(super) struct Vcpu {
