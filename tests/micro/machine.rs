@@ -14,7 +14,7 @@ use vmm::config::{BootSource, VmConfig};
 use vmm::console::Output;
 use vmm::exit::ExitReason;
 use vmm::machine::{Host, Machine, MachineBuilder};
-use vmm::timeline::Timeline;
+use vmm::timeline::{Start, Timeline};
 
 use crate::guest::guest;
 
@@ -40,7 +40,7 @@ fn build(code: &[u8], dir: &TempDir) -> Machine {
     };
     let null: File = OpenOptions::new().write(true).open("/dev/null").unwrap();
     let output = Output::new(null);
-    let timeline = Arc::new(Timeline::new(Instant::now(), Default::default()));
+    let timeline = Arc::new(Timeline::new(Start::now(), Default::default()));
     MachineBuilder::new(&config, &host, timeline)
         .build(&output)
         .unwrap()

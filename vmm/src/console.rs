@@ -16,6 +16,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use crate::memory::THREAD_STACK;
 use crate::timeline::{Phase, Timeline};
 
 mod terminal;
@@ -88,6 +89,7 @@ impl Output {
             let shared = self.shared.clone();
             let writer = thread::Builder::new()
                 .name("console".into())
+                .stack_size(THREAD_STACK)
                 .spawn(move || write_out(file, &shared))?;
             self.writer = Some(writer);
         }

@@ -13,6 +13,11 @@ pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
 /// Bytes in a page, of the guest's and of the host's.
 pub const PAGE_SIZE: u64 = 4096;
 
+/// Bytes of a thread's stack in the VM process.
+///
+/// The default of 2 MiB is the size of a huge page: where the host gives these freely, each thread costs one.
+pub const THREAD_STACK: usize = 128 << 10;
+
 /// Why guest memory could not be had.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {

@@ -105,6 +105,23 @@ pub struct Launch {
     pub parent_cpu_us: u64,
 }
 
+/// The moment at which this process ran its first own instructions.
+#[derive(Clone, Copy, Debug)]
+pub struct Start {
+    wall: Instant,
+    cpu_us: u64,
+}
+
+impl Start {
+    /// Now: the first thing that a program does.
+    pub fn now() -> Self {
+        Self {
+            wall: Instant::now(),
+            cpu_us: clock_us(libc::CLOCK_PROCESS_CPUTIME_ID),
+        }
+    }
+}
+
 /// The marks of one boot.
 #[derive(Debug)]
 pub struct Timeline {
@@ -116,36 +133,43 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    /// Starts at `start`, when the process ran its first own instructions.
-    pub fn new(start: Instant, launch: Launch) -> Self {
-        let started_us = monotonic_us().saturating_sub(start.elapsed().as_micros() as u64);
+    /// A timeline whose first mark, [`Phase::ProcessStart`], is at `start`.
+    pub fn new(start: Start, launch: Launch) -> Self {
+        let started_us = monotonic_us().saturating_sub(start.wall.elapsed().as_micros() as u64);
         let before_start_us = launch
             .start_time_us
             .map_or(0, |launched| started_us.saturating_sub(launched));
-        Self {
-            start,
+        let timeline = Self {
+            start: start.wall,
             before_start_us,
             launch,
             // All phases fit, so that a mark never allocates.
             marks: Mutex::new(Vec::with_capacity(16)),
-        }
+        };
+        timeline.note(Phase::ProcessStart, before_start_us, start.cpu_us);
+        timeline
     }
 
     /// Notes that `phase` is reached now, unless it was before.
     pub fn mark(&self, phase: Phase) {
         let wall_us = self.before_start_us + self.start.elapsed().as_micros() as u64;
+        self.note(phase, wall_us, clock_us(libc::CLOCK_PROCESS_CPUTIME_ID));
+    }
+
+    fn note(&self, phase: Phase, wall_us: u64, process_cpu_us: u64) {
+        let cpu_us = process_cpu_us
+            .saturating_sub(self.launch.start_cpu_us)
+            .saturating_add(self.launch.parent_cpu_us);
         let mut marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
         if marks.iter().any(|mark| mark.phase == phase) {
             return;
         }
-        let cpu_us = clock_us(libc::CLOCK_PROCESS_CPUTIME_ID)
-            .saturating_sub(self.launch.start_cpu_us)
-            .saturating_add(self.launch.parent_cpu_us);
         marks.push(Mark {
             phase,
             wall_us,
             cpu_us,
         });
+        drop(marks);
         log::info!("{}: {wall_us} us wall, {cpu_us} us CPU", phase.name());
     }
 
@@ -184,8 +208,7 @@ mod tests {
             parent_cpu_us: 5_000_000,
             ..Default::default()
         };
-        let timeline = Timeline::new(Instant::now(), launch);
-        timeline.mark(Phase::ProcessStart);
+        let timeline = Timeline::new(Start::now(), launch);
         timeline.mark(Phase::ConfigComplete);
         std::thread::sleep(std::time::Duration::from_millis(2));
         timeline.mark(Phase::ConfigComplete);

@@ -16,15 +16,15 @@ mod report;
 mod session;
 
 use std::process::ExitCode;
-use std::time::Instant;
 
 use clap::Parser;
 use vmm::exit;
+use vmm::timeline::Start;
 
 use args::Args;
 
 fn main() -> ExitCode {
-    let start = Instant::now();
+    let start = Start::now();
     let args = match Args::try_parse() {
         Ok(args) => args,
         Err(error) => {

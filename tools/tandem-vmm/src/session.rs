@@ -6,7 +6,6 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
 
 use api_server::config::{self, DocumentError, MAX_BYTES};
 use vmm::config::{LoggerConfig, VmConfig};
@@ -14,7 +13,7 @@ use vmm::console::Output;
 use vmm::exit::{self, ExitReason};
 use vmm::machine::{BuildError, Host, MachineBuilder};
 use vmm::run::{self, Options, RunError};
-use vmm::timeline::{Launch, Phase, Report, Timeline};
+use vmm::timeline::{Launch, Report, Start, Timeline};
 
 use crate::args::Args;
 use crate::{logger, report};
@@ -77,11 +76,11 @@ impl fmt::Display for OneLine<'_> {
     }
 }
 
-/// Runs one guest to its end. `start` is when this process ran its first own instructions.
+/// Runs one guest to its end. `start` is taken first thing in `main`.
 ///
 /// # Errors
 /// [`Failure`]; there is no guest then.
-pub fn run(args: &Args, start: Instant) -> Result<ExitReason, Failure> {
+pub fn run(args: &Args, start: Start) -> Result<ExitReason, Failure> {
     let config = read_config(&args.config_file)?;
     start_log(args, config.logger.as_ref())?;
     let launch = Launch {
@@ -90,7 +89,6 @@ pub fn run(args: &Args, start: Instant) -> Result<ExitReason, Failure> {
         parent_cpu_us: args.parent_cpu_time_us,
     };
     let timeline = Arc::new(Timeline::new(start, launch));
-    timeline.mark(Phase::ProcessStart);
     // Opened now: a guest that ran for days shall not end with "cannot write".
     let timeline_file = args.boot_timeline.as_deref().map(create).transpose()?;
 

@@ -3,6 +3,7 @@ use std::os::fd::OwnedFd;
 use std::time::Instant;
 
 use super::*;
+use crate::timeline::Start;
 
 fn pipe() -> (File, File) {
     let (reader, writer) = io::pipe().unwrap();
@@ -16,7 +17,7 @@ fn started(file: File) -> Output {
 }
 
 fn timeline() -> Arc<Timeline> {
-    Arc::new(Timeline::new(Instant::now(), Default::default()))
+    Arc::new(Timeline::new(Start::now(), Default::default()))
 }
 
 #[test]

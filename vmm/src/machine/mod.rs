@@ -32,7 +32,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::exit::ExitReason;
 use crate::kick;
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, THREAD_STACK};
 use crate::timeline::{Phase, Timeline};
 
 pub use builder::{Host, MachineBuilder};
@@ -61,6 +61,7 @@ impl Machine {
             self.shared.gate.enter();
             let thread = thread::Builder::new()
                 .name(name)
+                .stack_size(THREAD_STACK)
                 .spawn(move || vcpu.run())
                 .inspect_err(|_| self.shared.gate.leave())?;
             self.threads.push(thread);

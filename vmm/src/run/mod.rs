@@ -6,7 +6,7 @@
 mod signals;
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
@@ -56,11 +56,7 @@ pub struct Options {
 ///
 /// # Errors
 /// [`RunError`]; the machine is stopped then.
-pub fn run(
-    mut machine: Machine,
-    mut output: Output,
-    options: Options,
-) -> Result<ExitReason, RunError> {
+pub fn run(machine: Machine, mut output: Output, options: Options) -> Result<ExitReason, RunError> {
     // Before any thread is made, so that all of them leave the signals to this loop.
     let signals = SignalFd::new().map_err(RunError::io("take over the signals"))?;
     let input = if options.input {
@@ -72,13 +68,6 @@ pub fn run(
         Some(_) => RawTerminal::enter().map_err(RunError::io("make the terminal raw"))?,
         None => None,
     };
-    output
-        .start()
-        .map_err(RunError::io("start the console's thread"))?;
-    machine
-        .start()
-        .map_err(RunError::io("start the vCPUs' threads"))?;
-
     let timer = TimerFd::new().map_err(|error| {
         RunError::io("make a timer")(io::Error::from_raw_os_error(error.errno()))
     })?;
@@ -93,10 +82,15 @@ pub fn run(
     }));
     let mut events = EventManager::new().map_err(RunError::Loop)?;
     let id = events.add_subscriber(controller.clone());
+    // The guest first, as everybody waits for it; what it says is kept until the console's thread is there.
+    let started = lock(&controller).machine.start();
+    started.map_err(RunError::io("start the vCPUs' threads"))?;
+    output
+        .start()
+        .map_err(RunError::io("start the console's thread"))?;
     let reason = loop {
         events.run().map_err(RunError::Loop)?;
-        let controller = controller.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(reason) = controller.machine.exit_reason() {
+        if let Some(reason) = lock(&controller).machine.exit_reason() {
             break reason;
         }
     };
@@ -106,6 +100,10 @@ pub fn run(
     drop(controller);
     output.finish(OUTPUT_PATIENCE);
     Ok(reason)
+}
+
+fn lock(controller: &Mutex<Controller>) -> MutexGuard<'_, Controller> {
+    controller.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Owner of the machine in the event loop.
