@@ -15,6 +15,8 @@ mod logger;
 mod report;
 mod session;
 
+use std::fmt::Display;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -41,13 +43,20 @@ fn main() -> ExitCode {
         Ok(reason) => {
             match reason.code() {
                 0 => log::info!("{reason}"),
-                _ => eprintln!("tandem-vmm: {reason}"),
+                _ => say(&reason),
             }
             ExitCode::from(reason.code())
         }
         Err(failure) => {
-            eprintln!("tandem-vmm: {}", session::OneLine(&failure));
+            say(&session::OneLine(&failure));
             ExitCode::from(failure.exit_code())
         }
     }
+}
+
+/// Writes one line to standard error, in one piece: the log may be going there too.
+fn say(message: &dyn Display) {
+    let line = format!("tandem-vmm: {message}\n");
+    // There is nobody to tell when standard error is closed; the exit code still says it.
+    let _ = io::stderr().write_all(line.as_bytes());
 }
