@@ -22,11 +22,12 @@ const COMPLAINTS: [&str; 16] = [
     "stuck",
 ];
 
-/// Complaints that say nothing about the machine, with the reason.
-const EXPECTED: [&str; 0] = [];
+/// Complaints that are not about the machine: advice on a weakness of the host's CPU, which the guest shares.
+const EXPECTED: [&str; 1] = ["Speculative Return Stack Overflow: WARNING: See"];
 
 #[test]
 fn kernels_find_nothing_wrong() {
+    let mut all = String::new();
     for (kernel, vcpus) in [
         (Kernel::CLOUD_6_12, 2),
         (Kernel::CLOUD_6_1, 1),
@@ -46,12 +47,11 @@ fn kernels_find_nothing_wrong() {
             .filter(|line| COMPLAINTS.iter().any(|word| line.contains(word)))
             .filter(|line| !EXPECTED.iter().any(|known| line.contains(known)))
             .collect();
-        assert!(
-            complaints.is_empty(),
-            "{}:\n{}\n\nall of it:\n{text}",
-            kernel.name,
-            complaints.join("\n")
-        );
+        if !complaints.is_empty() {
+            all += &format!("{}:\n{}\n", kernel.name, complaints.join("\n"));
+            // For whoever reads the failure: what stands around them.
+            println!("{}:\n{text}", kernel.name);
+        }
         for sign in [
             "Hypervisor detected: KVM",
             "kvm-clock: using sched offset",
@@ -64,4 +64,5 @@ fn kernels_find_nothing_wrong() {
             );
         }
     }
+    assert!(all.is_empty(), "{all}");
 }
