@@ -35,7 +35,7 @@ fn refused(builder: VmBuilder, words: &[&str]) {
     }
     let mut clauses: Vec<_> = line
         .split(": ")
-        .filter(|clause| clause.len() > 12)
+        .filter(|clause| clause.len() > 20)
         .collect();
     let all = clauses.len();
     clauses.sort_unstable();
