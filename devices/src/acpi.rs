@@ -112,9 +112,15 @@ impl EventRegister {
         }
     }
 
-    /// Carries on from `state`.
-    pub fn restore(&self, state: &EventRegisterState) {
-        self.pending.store(state.pending, Ordering::Release);
+    /// Carries on from `state`, and announces what is pending there.
+    ///
+    /// # Errors
+    /// The interrupt could not be raised.
+    pub fn restore(&self, state: &EventRegisterState) -> io::Result<()> {
+        match state.pending {
+            0 => Ok(()),
+            events => self.raise(events),
+        }
     }
 }
 
@@ -176,7 +182,10 @@ mod tests {
         register.read(0, &mut data);
         assert_eq!(data, [0; 4]);
 
-        register.restore(&EventRegisterState { pending: 1 });
+        register
+            .restore(&EventRegisterState { pending: 1 })
+            .unwrap();
+        assert_eq!(interrupt.read().unwrap(), 1);
         assert_eq!(register.save().pending, 1);
     }
 }

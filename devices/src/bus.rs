@@ -20,6 +20,9 @@ pub enum Action {
     Panicked,
     /// The guest's init signalled that it runs.
     InitReached,
+    /// The device took what was written and has no room for more: the vCPU is to wait before it goes on. The device
+    /// holds no lock while it does.
+    Congested,
 }
 
 /// A device on a [`Bus`].

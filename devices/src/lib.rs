@@ -12,7 +12,7 @@
 //! | [`legacy`] | what a PC always had: serial port, i8042 reset, CMOS clock, debug ports  |
 //! | [`utc`]    | date and time of day                                                     |
 //!
-//! Every device has a plain serde struct of its state, with `save` and `restore`.
+//! Every device that has state has it as a plain serde struct too, with `save` and `restore`.
 //!
 //! The guest is hostile: an access may have any offset within a device's range, any width from 1 to 8
 //! bytes and any value, at any time and from several vCPUs at once. No access may panic, block without

@@ -1,24 +1,42 @@
 //! A limit for log messages that a guest can cause.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-/// Lets the first few messages of a site through and counts the rest.
+/// Lets a few messages of a site through in each period, and says once in it that it leaves out the rest.
 ///
-/// A guest can repeat whatever made the message as fast as it can exit; the log of the host must not
-/// grow with it.
+/// A guest can repeat whatever made the message as fast as it can exit; the log of the host must not grow with it.
 #[derive(Debug, Default)]
 pub struct LogLimit {
-    seen: AtomicU64,
+    period: Mutex<Option<(Instant, u32)>>,
 }
 
 impl LogLimit {
-    /// Messages that one site may log in a VM's life.
-    const ALLOWED: u64 = 10;
+    /// Messages that one site may log in a period.
+    const ALLOWED: u32 = 20;
+    /// Length of a period.
+    const PERIOD: Duration = Duration::from_secs(60);
 
     /// Whether the caller may log now.
     pub fn allow(&self) -> bool {
-        // Relaxed: a count, nothing is published through it.
-        self.seen.fetch_add(1, Ordering::Relaxed) < Self::ALLOWED
+        self.allow_at(Instant::now())
+    }
+
+    fn allow_at(&self, now: Instant) -> bool {
+        let mut period = self.period.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = match &mut *period {
+            Some((start, count)) if now.duration_since(*start) < Self::PERIOD => count,
+            other => &mut other.insert((now, 0)).1,
+        };
+        *count = count.saturating_add(1);
+        let count = *count;
+        drop(period);
+        if count == Self::ALLOWED + 1 {
+            log::warn!(
+                "more messages of this kind, which the guest causes, are left out for a while"
+            );
+        }
+        count <= Self::ALLOWED
     }
 }
 
@@ -27,9 +45,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lets_only_the_first_through() {
+    fn lets_a_few_through_in_each_period() {
         let limit = LogLimit::default();
-        let passed = (0..1000).filter(|_| limit.allow()).count();
-        assert_eq!(passed as u64, LogLimit::ALLOWED);
+        let start = Instant::now();
+        for period in 0..3 {
+            let now = start + LogLimit::PERIOD * period;
+            let passed = (0..1000).filter(|_| limit.allow_at(now)).count();
+            assert_eq!(passed as u32, LogLimit::ALLOWED);
+        }
     }
 }

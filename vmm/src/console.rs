@@ -1,20 +1,23 @@
 //! The serial port's other end: terminal, pipe or file.
 //!
 //! Output: vCPU threads put bytes into a buffer and a thread of its own writes them out, so that a guest's print
-//! costs no system call per byte, and a stuck reader holds up neither the control loop nor any other device. When
-//! the buffer is full the guest waits, as it would for a slow line: nothing is lost.
+//! costs no system call per byte. When the buffer is full the vCPU that wrote waits, holding no lock, until there is room or
+//! it is called to the gate: a stuck reader holds up that vCPU and nobody else, and nothing is lost.
 //!
-//! Input: read as the guest takes it. What the serial port's FIFO has no room for stays with the sender.
+//! Input: read as the guest takes it. What the serial port does not take stays with the sender.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Read, Write};
 use std::mem;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
+
+use devices::legacy::serial;
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use crate::memory::THREAD_STACK;
 use crate::timeline::{Phase, Timeline};
@@ -34,19 +37,25 @@ struct Shared {
     state: Mutex<Pending>,
     /// Signalled when there are bytes, or there will be none.
     filled: Condvar,
-    /// Signalled when there is room, or nobody shall wait.
+    /// Signalled when bytes were written out, or none will be any more.
     drained: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct Pending {
     bytes: Vec<u8>,
+    /// Bytes that were written out so far.
+    written: u64,
     /// No more bytes will come.
     closed: bool,
-    /// The guest does not wait for room: it is being paused or stopped.
-    no_waiting: bool,
     /// Nobody takes bytes any more.
     broken: bool,
+}
+
+impl Pending {
+    fn is_full(&self) -> bool {
+        self.bytes.len() >= CAPACITY && !self.broken
+    }
 }
 
 impl Shared {
@@ -121,32 +130,61 @@ impl Output {
         }
     }
 
-    /// Whether the guest waits for room in the buffer. A guest that is being paused or stopped must not.
-    pub fn let_guest_wait(&self, wait: bool) {
-        self.shared.lock().no_waiting = !wait;
-        self.shared.drained.notify_all();
+    /// What a vCPU waits with when the buffer is full.
+    pub fn room(&self) -> Room {
+        Room(self.shared.clone())
     }
 
-    /// Writes out what there is, for `patience` at most.
+    /// Writes out what there is, for as long as it moves; `patience` is how long it may stand still.
     pub fn finish(&mut self, patience: Duration) {
-        if self.writer.is_none() {
+        let Some(writer) = self.writer.take() else {
             return;
-        }
+        };
         self.shared.lock().closed = true;
         self.shared.filled.notify_all();
-        let state = self.shared.lock();
-        let (state, _) = self
-            .shared
-            .drained
-            .wait_timeout_while(state, patience, |state| !state.broken)
-            .unwrap_or_else(PoisonError::into_inner);
-        let finished = state.broken;
+        let mut state = self.shared.lock();
+        let finished = loop {
+            let before = state.written;
+            let moved = |state: &mut Pending| !state.broken && state.written == before;
+            state = self
+                .shared
+                .drained
+                .wait_timeout_while(state, patience, moved)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+            if state.broken || state.written == before {
+                break state.broken;
+            }
+        };
         drop(state);
-        match self.writer.take() {
-            Some(writer) if finished => drop(writer.join()),
+        if finished {
+            // Its result is its own affair: it has logged what went wrong.
+            let _ = writer.join();
+        } else {
             // In a write that nobody reads; the process ends without it.
-            Some(_) => log::warn!("the console's reader is stuck: output was lost"),
-            None => {}
+            log::warn!("the console's reader is stuck: output was lost");
+        }
+    }
+}
+
+/// Waiting for room in an [`Output`].
+#[derive(Clone, Debug)]
+pub struct Room(Arc<Shared>);
+
+impl Room {
+    /// How often a waiting vCPU looks whether it is wanted elsewhere.
+    const LOOK: Duration = Duration::from_millis(5);
+
+    /// Waits until there is room, or `give_up` says that something else is more urgent.
+    pub fn wait(&self, give_up: impl Fn() -> bool) {
+        let mut state = self.0.lock();
+        while state.is_full() && !give_up() {
+            state = self
+                .0
+                .drained
+                .wait_timeout(state, Self::LOOK)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
         }
     }
 }
@@ -157,13 +195,6 @@ impl Write for OutputWriter {
             self.timeline.mark(Phase::FirstSerialByte);
         }
         let mut state = self.shared.lock();
-        while state.bytes.len() >= CAPACITY && !state.no_waiting && !state.broken {
-            state = self
-                .shared
-                .drained
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
         if state.broken {
             return Err(io::ErrorKind::BrokenPipe.into());
         }
@@ -177,6 +208,46 @@ impl Write for OutputWriter {
     fn flush(&mut self) -> io::Result<()> {
         // vm-superio flushes after every byte; the writing thread decides.
         Ok(())
+    }
+}
+
+impl serial::Output for OutputWriter {
+    fn is_congested(&self) -> bool {
+        self.shared.lock().is_full()
+    }
+}
+
+/// Writes all of `bytes`. That the file does not block is no error: whoever shares it may have made it so.
+fn write_all(file: &mut File, mut bytes: &[u8], shared: &Shared) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match file.write(bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => {
+                bytes = &bytes[count..];
+                shared.lock().written += count as u64;
+                shared.drained.notify_all();
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait_until_writable(file)?,
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn wait_until_writable(file: &File) -> io::Result<()> {
+    let mut poll = libc::pollfd {
+        fd: file.as_raw_fd(),
+        events: libc::POLLOUT,
+        revents: 0,
+    };
+    // SAFETY: the kernel reads and writes the one entry that it is told of.
+    match unsafe { libc::poll(&mut poll, 1, -1) } {
+        -1 => Err(io::Error::last_os_error()).or_else(|error| match error.kind() {
+            io::ErrorKind::Interrupted => Ok(()),
+            _ => Err(error),
+        }),
+        _ => Ok(()),
     }
 }
 
@@ -200,7 +271,7 @@ fn write_out(mut file: File, shared: &Shared) {
         let last = state.closed && batch.is_empty();
         drop(state);
         shared.drained.notify_all();
-        let result = file.write_all(&batch);
+        let result = write_all(&mut file, &batch, shared);
         batch.clear();
         if let Err(error) = &result {
             log::warn!("cannot write the guest's console output: {error}");
@@ -223,34 +294,41 @@ pub struct Input {
     buffer: Vec<u8>,
     ended: bool,
     can_wait: bool,
+    is_terminal: bool,
 }
 
 impl Input {
     /// Bytes that are read at once: the FIFO of the serial port.
     const CHUNK: usize = 64;
 
-    /// Standard input; `None` where reading it would stop this process: on a terminal that another job is using.
+    /// Standard input.
     ///
     /// # Errors
-    /// It is closed.
-    pub fn stdin() -> io::Result<Option<Self>> {
-        if io::stdin().is_terminal() && !terminal::in_foreground() {
-            return Ok(None);
-        }
-        duplicate(libc::STDIN_FILENO).and_then(Self::new).map(Some)
+    /// It is closed, or cannot be waited for.
+    pub fn stdin() -> io::Result<Self> {
+        duplicate(libc::STDIN_FILENO).and_then(Self::new)
     }
 
     fn new(file: File) -> io::Result<Self> {
-        let kind = file.metadata()?.file_type();
-        // epoll refuses regular files and block devices, which always have something to read; of character devices
-        // those that it refuses, like /dev/null, are at their end at once or always ready.
-        let can_wait = kind.is_fifo() || kind.is_socket() || file.is_terminal();
+        // epoll itself tells for which files there is no waiting: those that always have something to read, or their end.
+        let event = EpollEvent::new(EventSet::IN, 0);
+        let can_wait = match Epoll::new()?.ctl(ControlOperation::Add, file.as_raw_fd(), event) {
+            Ok(()) => true,
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => false,
+            Err(error) => return Err(error),
+        };
         Ok(Self {
+            is_terminal: file.is_terminal(),
             file,
             buffer: Vec::with_capacity(Self::CHUNK),
             ended: false,
             can_wait,
         })
+    }
+
+    /// Whether reading would stop this process: the terminal is another job's now.
+    pub fn is_somebody_elses(&self) -> bool {
+        self.is_terminal && !terminal::in_foreground()
     }
 
     /// Whether one can wait for input; if not, it is always there, until it ends.
@@ -283,7 +361,11 @@ impl Input {
         match read {
             Ok(0) => self.ended = true,
             Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
+                ) => {}
             Err(error) => return Err(error),
         }
         Ok(())
@@ -302,17 +384,23 @@ impl AsRawFd for Input {
 }
 
 /// Opens `path` to append to, without blocking; it is made if it is not there, with mode 0600, as a console or a log may
-/// show secrets. A FIFO without a reader does not hold up the start, nor does a terminal become this process's own.
+/// show secrets. A terminal does not become this process's own.
+///
+/// A FIFO is opened for reading too, so that there need be no reader yet: what is written waits in it.
 ///
 /// # Errors
 /// The file cannot be opened for writing.
 pub fn append_to(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
+    let mut options = OpenOptions::new();
+    options
         .append(true)
         .create(true)
         .mode(0o600)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-        .open(path)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+    match options.open(path) {
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => options.read(true).open(path),
+        result => result,
+    }
 }
 
 /// A descriptor of one's own for a standard stream.

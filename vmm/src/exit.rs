@@ -5,14 +5,18 @@
 //! | 0    | the guest switched itself off, of its own will or when the power button was pressed |
 //! | 1    | the host could not set up or run the machine                                      |
 //! | 64   | the guest reset itself (`reboot`)                                                 |
-//! | 65   | the guest's kernel panicked                                                       |
+//! | 65   | the guest's kernel panicked, or restarted in an emergency                         |
 //! | 66   | triple fault                                                                      |
 //! | 67   | KVM could not go on (`KVM_EXIT_INTERNAL_ERROR`, `KVM_EXIT_FAIL_ENTRY`)            |
 //! | 68   | a vCPU was lost: `KVM_RUN` failed, or its thread ended                            |
-//! | 130  | stopped by SIGINT without waiting for the guest any longer                        |
-//! | 143  | stopped by SIGTERM without waiting for the guest any longer                       |
+//! | 129, 130, 131, 143 | stopped by SIGHUP, SIGINT, SIGQUIT, SIGTERM without waiting for the guest any longer |
+//! | 134  | the VM process found itself broken and gave up (a bug: SIGABRT)                   |
 //! | 152  | the configuration is not valid                                                    |
 //! | 153  | the command line is not valid                                                     |
+//!
+//! A panic is certain where the guest reports it (pvpanic). Without that driver, a reset counts as one if the guest was still
+//! taking interrupts, as Linux does with `panic=-1` and SysRq-b; `reboot=f` looks the same. A panic so early that the guest
+//! had not yet set up an interrupt, or with `noapic`, looks like a reboot.
 //!
 //! 152 and 153 are Firecracker's; 130 and 143 are 128 plus the signal's number, as shells have it.
 
@@ -93,7 +97,7 @@ impl fmt::Display for ExitReason {
             Self::Reset => f.write_str("the guest reset itself"),
             Self::Panic(PanicSign::Reported) => f.write_str("the guest's kernel panicked"),
             Self::Panic(PanicSign::EmergencyRestart) => f.write_str(
-                "the guest's kernel panicked (it reset the machine without shutting down)",
+                "the guest's kernel panicked, or restarted in an emergency: it reset the machine while taking interrupts",
             ),
             Self::TripleFault { vcpu } => write!(f, "triple fault on vCPU {vcpu}"),
             Self::InternalError { vcpu, detail } => {

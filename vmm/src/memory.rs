@@ -90,6 +90,7 @@ fn map_region(
             huge_pages,
             source,
         })?;
+    keep_out_of_dumps(region.as_ptr(), length);
     GuestRegionMmap::new(region, GuestAddress(base)).ok_or(MemoryError::Layout { mib })
 }
 
@@ -109,6 +110,35 @@ pub fn low_end(memory: &GuestMemory) -> u64 {
     memory
         .find_region(GuestAddress(0))
         .map_or(0, |region| region.last_addr().raw_value() + 1)
+}
+
+/// Reads a byte that the host may no longer have anything behind: a kernel is mapped from its file, which somebody may have
+/// cut short. An ordinary access would be SIGBUS.
+pub fn read_carefully(memory: &GuestMemory, address: u64) -> Option<u8> {
+    let source = memory.get_host_address(GuestAddress(address)).ok()?;
+    let mut byte = 0_u8;
+    let local = libc::iovec {
+        iov_base: (&raw mut byte).cast(),
+        iov_len: 1,
+    };
+    let remote = libc::iovec {
+        iov_base: source.cast(),
+        iov_len: 1,
+    };
+    // SAFETY: the kernel writes one byte to `byte`; what it reads it checks, and fails rather than faults.
+    let read = unsafe { libc::process_vm_readv(libc::getpid(), &local, 1, &remote, 1, 0) };
+    (read == 1).then_some(byte)
+}
+
+/// Keeps guest memory out of core dumps: it is the guest's, it may be secret, and it is large.
+pub fn keep_out_of_dumps(address: *mut u8, bytes: usize) {
+    // SAFETY: the advice changes no contents, and a range that is not mapped is refused.
+    if unsafe { libc::madvise(address.cast(), bytes, libc::MADV_DONTDUMP) } != 0 {
+        log::warn!(
+            "guest memory may end up in a core dump: {}",
+            std::io::Error::last_os_error()
+        );
+    }
 }
 
 /// Bytes of memory and swap that the host has.
@@ -165,6 +195,7 @@ pub fn map(memory: &GuestMemory) -> Vec<MapEntry> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vm_memory::Bytes;
 
     const GIB: u64 = 1 << 30;
 
@@ -195,6 +226,30 @@ mod tests {
                 .any(|e| e.base < 4 * GIB && e.base + e.size > 3 * GIB)
         );
         assert_eq!(low_end(&memory), 3 * GIB);
+    }
+
+    #[test]
+    fn a_careful_read_survives_what_is_not_there() {
+        let memory = allocate(16 << 20, HugePages::None).unwrap();
+        memory.write_obj(0x5a_u8, GuestAddress(0x1000)).unwrap();
+        assert_eq!(read_carefully(&memory, 0x1000), Some(0x5a));
+        assert_eq!(read_carefully(&memory, 16 << 20), None);
+        // A page of a file beyond the file's end.
+        let file = tempfile::tempfile().unwrap();
+        let page = memory.get_host_address(GuestAddress(0x2000)).unwrap();
+        // SAFETY: replaces a page of this test's own guest memory.
+        let mapped = unsafe {
+            libc::mmap(
+                page.cast(),
+                PAGE_SIZE as usize,
+                libc::PROT_READ,
+                libc::MAP_PRIVATE | libc::MAP_FIXED,
+                std::os::fd::AsRawFd::as_raw_fd(&file),
+                0,
+            )
+        };
+        assert_ne!(mapped, libc::MAP_FAILED);
+        assert_eq!(read_carefully(&memory, 0x2000), None);
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! The debug console on port 0xe9, as Bochs and QEMU (`isa-debugcon`) have it: a guest's early code
-//! writes text there before any driver runs, and each line goes to the VMM's log at level debug.
+//! writes text there before any driver runs, and its lines go to the VMM's log at level debug, so many a minute.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -36,7 +36,7 @@ impl BusDevice for DebugConsole {
                 line.push(byte);
             }
             if byte == b'\n' || line.len() >= Self::MAX_LINE {
-                if self.limit.allow() {
+                if log::log_enabled!(log::Level::Debug) && self.limit.allow() {
                     log::debug!("guest debug port: {}", line.escape_ascii());
                 }
                 line.clear();

@@ -39,8 +39,14 @@ const STATUS_D_VALUE: u8 = 0x80;
 
 /// The clock and its CMOS memory.
 pub struct Rtc {
-    state: Mutex<RtcState>,
+    registers: Mutex<Registers>,
     now: fn() -> SystemTime,
+}
+
+struct Registers {
+    state: RtcState,
+    /// The time that is being read, register by register.
+    latched: Option<Utc>,
 }
 
 /// Saved [`Rtc`].
@@ -66,9 +72,12 @@ impl Rtc {
 
     fn with_clock(now: fn() -> SystemTime) -> Self {
         Self {
-            state: Mutex::new(RtcState {
-                index: 0,
-                memory: vec![0; CMOS_LEN],
+            registers: Mutex::new(Registers {
+                state: RtcState {
+                    index: 0,
+                    memory: vec![0; CMOS_LEN],
+                },
+                latched: None,
             }),
             now,
         }
@@ -76,25 +85,32 @@ impl Rtc {
 
     /// The state to carry on from elsewhere.
     pub fn save(&self) -> RtcState {
-        self.lock().clone()
+        self.lock().state.clone()
     }
 
     /// Carries on from `state`.
     pub fn restore(&self, state: &RtcState) {
         let mut memory = state.memory.clone();
         memory.resize(CMOS_LEN, 0);
-        *self.lock() = RtcState {
+        self.lock().state = RtcState {
             index: state.index % CMOS_LEN as u8,
             memory,
         };
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, RtcState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> std::sync::MutexGuard<'_, Registers> {
+        self.registers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn register(&self, state: &RtcState) -> u8 {
-        let time = || Utc::from((self.now)());
+    fn register(&self, Registers { state, latched }: &mut Registers) -> u8 {
+        // Whoever begins to read the time looks at "update in progress" or at the seconds first. What follows is of the same
+        // moment, so that the hour does not change between its minute and itself.
+        if matches!(state.index, STATUS_A | SECONDS) {
+            *latched = None;
+        }
+        let mut time = || *latched.get_or_insert_with(|| Utc::from((self.now)()));
         match state.index {
             SECONDS => bcd(time().second),
             MINUTES => bcd(time().minute),
@@ -121,14 +137,14 @@ impl Rtc {
 impl BusDevice for Rtc {
     fn read(&self, offset: u64, data: &mut [u8]) {
         if let (1, [byte]) = (offset, data) {
-            let state = self.lock();
-            *byte = self.register(&state);
+            let mut registers = self.lock();
+            *byte = self.register(&mut registers);
         }
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Action {
         if let [value] = *data {
-            let mut state = self.lock();
+            let state = &mut self.lock().state;
             if offset == 0 {
                 // Bit 7 masks the NMI on a PC; nothing here raises one.
                 state.index = value % CMOS_LEN as u8;

@@ -1,10 +1,15 @@
 //! The 16550A serial port, on vm-superio's model.
 //!
-//! Output goes to whatever writer the owner gives. Input is offered with [`Serial::offer`], which takes
-//! what the guest's FIFO has room for; once the guest has read it empty, the "space" event fires and the
-//! owner offers more. So nothing typed is lost and nothing is buffered without bound.
+//! Output goes to whatever [`Output`] the owner gives; where that has no room for more, the write says so by
+//! [`Action::Congested`] and the vCPU waits, with no lock held.
+//!
+//! Input is offered with [`Serial::offer`], which takes what the guest's FIFO has room for, and nothing while the guest does
+//! not assert RTS: a driver that probes the port reads and drops what it finds, and asserts RTS when it is done (TIA-232-F,
+//! circuit 133, ready for receiving). When the guest begins to receive, or has read its FIFO empty, the "space" event fires
+//! and the owner offers more. So nothing typed is lost and nothing is buffered without bound.
 
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -15,7 +20,26 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::bus::{Action, BusDevice};
 use crate::limit::LogLimit;
 
-type Model = vm_superio::Serial<Interrupt, InputSpace, Box<dyn Write + Send>>;
+type Model = vm_superio::Serial<Interrupt, InputSpace, Box<dyn Output>>;
+
+/// Offset of the modem control register.
+const MODEM_CONTROL: u64 = 4;
+/// Modem control: request to send, "ready for receiving" in today's words.
+const RTS: u8 = 1 << 1;
+/// Modem control: the port talks to itself.
+const LOOP: u8 = 1 << 4;
+
+/// Where a port's output goes. Writing never waits.
+pub trait Output: Write + Send {
+    /// Whether whoever writes should wait before writing more.
+    fn is_congested(&self) -> bool;
+}
+
+impl Output for io::Sink {
+    fn is_congested(&self) -> bool {
+        false
+    }
+}
 
 /// Interrupt line of the port; the VMM connects it as an irqfd.
 struct Interrupt(EventFd);
@@ -44,6 +68,9 @@ impl SerialEvents for InputSpace {
 /// A 16550A.
 pub struct Serial {
     model: Mutex<Model>,
+    input_space: EventFd,
+    /// Whether the guest is ready for receiving.
+    receiving: AtomicBool,
     limit: LogLimit,
 }
 
@@ -71,23 +98,34 @@ impl Serial {
 
     /// A port that interrupts by `interrupt` and sends what the guest writes to `output`.
     ///
-    /// `input_space` is written to when the guest has read all input; it should be non-blocking.
-    pub fn new(interrupt: EventFd, input_space: EventFd, output: Box<dyn Write + Send>) -> Self {
-        Self {
-            model: Mutex::new(Model::with_events(
-                Interrupt(interrupt),
-                InputSpace(input_space),
-                output,
-            )),
+    /// `input_space` is written to when the guest begins to receive and when it has read all input; it should be
+    /// non-blocking.
+    ///
+    /// # Errors
+    /// The host is out of descriptors.
+    pub fn new(
+        interrupt: EventFd,
+        input_space: EventFd,
+        output: Box<dyn Output>,
+    ) -> io::Result<Self> {
+        let events = InputSpace(input_space.try_clone()?);
+        Ok(Self {
+            model: Mutex::new(Model::with_events(Interrupt(interrupt), events, output)),
+            input_space,
+            receiving: AtomicBool::new(false),
             limit: LogLimit::default(),
-        }
+        })
     }
 
-    /// Offers input and returns how many bytes from its start the guest's FIFO took, 0 when it is full.
+    /// Offers input and returns how many bytes from its start the guest's FIFO took: 0 when it is full, or the guest is not
+    /// ready for receiving.
     ///
     /// # Errors
     /// The interrupt could not be raised.
     pub fn offer(&self, input: &[u8]) -> io::Result<usize> {
+        if !self.receiving.load(Ordering::Acquire) {
+            return Ok(0);
+        }
         match self.lock().enqueue_raw_bytes(input) {
             Ok(taken) => Ok(taken),
             Err(Error::FullFifo) => Ok(0),
@@ -120,7 +158,7 @@ impl Serial {
         state: &SerialState,
         interrupt: EventFd,
         input_space: EventFd,
-        output: Box<dyn Write + Send>,
+        output: Box<dyn Output>,
     ) -> io::Result<Self> {
         let model = vm_superio::SerialState {
             baud_divisor_low: state.divisor_latch_low,
@@ -134,23 +172,31 @@ impl Serial {
             scratch: state.scratch,
             in_buffer: state.input.clone(),
         };
-        let model = Model::from_state(
-            &model,
-            Interrupt(interrupt),
-            InputSpace(input_space),
-            output,
-        )
-        .map_err(|error| match error {
-            Error::FullFifo => io::Error::new(
-                io::ErrorKind::InvalidData,
-                "more serial input than the FIFO holds",
-            ),
-            Error::Trigger(error) | Error::IOError(error) => error,
-        })?;
+        let events = InputSpace(input_space.try_clone()?);
+        let model =
+            Model::from_state(&model, Interrupt(interrupt), events, output).map_err(|error| {
+                match error {
+                    Error::FullFifo => io::Error::new(
+                        io::ErrorKind::InvalidData,
+                        "more serial input than the FIFO holds",
+                    ),
+                    Error::Trigger(error) | Error::IOError(error) => error,
+                }
+            })?;
         Ok(Self {
             model: Mutex::new(model),
+            input_space,
+            receiving: AtomicBool::new(receives(state.modem_control)),
             limit: LogLimit::default(),
         })
+    }
+
+    fn set_receiving(&self, receiving: bool) {
+        let before = self.receiving.swap(receiving, Ordering::AcqRel);
+        if receiving && !before {
+            // As in InputSpace: a full counter says the same.
+            let _ = self.input_space.write(1);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Model> {
@@ -167,8 +213,17 @@ impl BusDevice for Serial {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> Action {
-        if let Some(&value) = data.first()
-            && let Err(error) = self.lock().write(offset as u8, value)
+        let Some(&value) = data.first() else {
+            return Action::Continue;
+        };
+        let mut model = self.lock();
+        let result = model.write(offset as u8, value);
+        let congested = model.writer().is_congested();
+        drop(model);
+        if offset == MODEM_CONTROL {
+            self.set_receiving(receives(value));
+        }
+        if let Err(error) = result
             && self.limit.allow()
         {
             match error {
@@ -178,8 +233,17 @@ impl BusDevice for Serial {
                 Error::FullFifo => {}
             }
         }
-        Action::Continue
+        if congested {
+            Action::Congested
+        } else {
+            Action::Continue
+        }
     }
+}
+
+/// Whether a guest with this modem control register is ready for receiving.
+fn receives(modem_control: u8) -> bool {
+    modem_control & (RTS | LOOP) == RTS
 }
 
 #[cfg(test)]
@@ -189,9 +253,15 @@ mod tests {
     use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
     #[derive(Clone, Default)]
-    struct Output(Arc<Mutex<Vec<u8>>>);
+    struct Collected(Arc<Mutex<Vec<u8>>>);
 
-    impl Write for Output {
+    impl Output for Collected {
+        fn is_congested(&self) -> bool {
+            self.0.lock().unwrap().len() >= 5
+        }
+    }
+
+    impl Write for Collected {
         fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
             self.0.lock().unwrap().extend_from_slice(buf);
             Ok(buf.len())
@@ -205,6 +275,10 @@ mod tests {
         EventFd::new(EFD_NONBLOCK).unwrap()
     }
 
+    fn port(output: Box<dyn Output>) -> Serial {
+        Serial::new(event(), event(), output).unwrap()
+    }
+
     fn read(serial: &Serial, offset: u64) -> u8 {
         let mut data = [0xff];
         serial.read(offset, &mut data);
@@ -213,11 +287,12 @@ mod tests {
 
     #[test]
     fn output_reaches_the_writer() {
-        let output = Output::default();
-        let serial = Serial::new(event(), event(), Box::new(output.clone()));
-        for byte in b"hello" {
+        let output = Collected::default();
+        let serial = port(Box::new(output.clone()));
+        for byte in b"hell" {
             assert_eq!(serial.write(0, &[*byte]), Action::Continue);
         }
+        assert_eq!(serial.write(0, b"o"), Action::Congested);
         assert_eq!(*output.0.lock().unwrap(), b"hello");
     }
 
@@ -228,8 +303,18 @@ mod tests {
             interrupt.try_clone().unwrap(),
             space.try_clone().unwrap(),
             Box::new(io::sink()),
-        );
+        )
+        .unwrap();
         let _ = serial.write(1, &[1]); // interrupt on received data
+        assert_eq!(serial.offer(b"early").unwrap(), 0, "nothing before RTS");
+        let _ = serial.write(4, &[LOOP | RTS]);
+        assert_eq!(serial.offer(b"early").unwrap(), 0, "nothing in a loop");
+        assert!(space.read().is_err());
+        let _ = serial.write(4, &[0x0b]);
+        assert!(
+            space.read().is_ok(),
+            "the guest is ready: more is asked for"
+        );
         let input: Vec<u8> = (0..200).collect();
         let mut taken = 0;
         let mut seen = Vec::new();
@@ -250,7 +335,7 @@ mod tests {
 
     #[test]
     fn any_access_is_survived() {
-        let serial = Serial::new(event(), event(), Box::new(io::sink()));
+        let serial = port(Box::new(io::sink()));
         for offset in 0..Serial::LEN {
             for value in 0..=u8::MAX {
                 let _ = serial.write(offset, &[value, value]);
@@ -262,13 +347,15 @@ mod tests {
 
     #[test]
     fn state_survives_a_round_trip() {
-        let serial = Serial::new(event(), event(), Box::new(io::sink()));
+        let serial = port(Box::new(io::sink()));
         let _ = serial.write(7, &[0x5a]);
+        let _ = serial.write(4, &[RTS]);
         serial.offer(b"abc").unwrap();
         let state = serial.save();
         let json = serde_json_round_trip(&state);
         let again = Serial::restore(&json, event(), event(), Box::new(io::sink())).unwrap();
         assert_eq!(again.save(), state);
+        assert_eq!(again.offer(b"d").unwrap(), 1);
         assert_eq!(read(&again, 0), b'a');
 
         let mut too_much = state;

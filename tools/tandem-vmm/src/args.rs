@@ -20,7 +20,7 @@ Exit codes:
     0  the guest switched itself off
     1  the host could not set up or run the machine
    64  the guest reset itself
-   65  the guest's kernel panicked
+   65  the guest's kernel panicked, or restarted in an emergency
    66  triple fault
    67  KVM could not go on with the guest
    68  a vCPU was lost
@@ -40,6 +40,10 @@ pub struct Args {
     /// Run without a control socket; this version has none
     #[arg(long)]
     pub no_api: bool,
+
+    /// Run without a seccomp filter; this version has none
+    #[arg(long)]
+    pub no_seccomp: bool,
 
     /// Append the log to this file or FIFO [default: standard error]
     #[arg(long, value_name = "PATH")]
@@ -94,6 +98,17 @@ pub struct Args {
     pub parent_cpu_time_us: u64,
 }
 
+/// What clap found wrong, in one line.
+pub fn in_one_line(error: &clap::Error) -> String {
+    let text = error.to_string();
+    // Usage and hints are paragraphs of their own.
+    let first = text.split("\n\n").next().unwrap_or_default();
+    let words: Vec<_> = first.split_whitespace().collect();
+    let line = words.join(" ");
+    let problem = line.strip_prefix("error: ").unwrap_or(&line);
+    format!("{problem}; see --help")
+}
+
 impl Args {
     /// Where decompressed kernels are kept.
     pub fn kernel_cache(&self) -> PathBuf {
@@ -114,22 +129,18 @@ fn instance_id(text: &str) -> Result<String, &'static str> {
 }
 
 fn level(text: &str) -> Result<Level, &'static str> {
-    match text.to_ascii_lowercase().as_str() {
-        "off" => Ok(Level::Off),
-        "error" => Ok(Level::Error),
-        "warn" | "warning" => Ok(Level::Warning),
-        "info" => Ok(Level::Info),
-        "debug" => Ok(Level::Debug),
-        "trace" => Ok(Level::Trace),
-        _ => Err("give Off, Error, Warning, Info, Debug or Trace"),
-    }
+    text.parse()
 }
+
+/// Longest time that the guest can be given: a year.
+const MAX_STOP_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 fn seconds(text: &str) -> Result<Duration, &'static str> {
     text.parse()
         .ok()
         .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
-        .ok_or("give a number of seconds, such as 10 or 0.5")
+        .filter(|time| *time <= MAX_STOP_TIMEOUT)
+        .ok_or("give a number of seconds up to a year, such as 10 or 0.5")
 }
 
 #[cfg(test)]
@@ -140,6 +151,26 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory;
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn mistakes_are_one_line() {
+        let problem = |words: &[&str]| {
+            let error = Args::try_parse_from([&["tandem-vmm"], words].concat()).unwrap_err();
+            in_one_line(&error)
+        };
+        assert_eq!(
+            problem(&[]),
+            "the following required arguments were not provided: --config-file <PATH>; see --help"
+        );
+        assert_eq!(
+            problem(&["--config-file", "x", "--nonsense"]),
+            "unexpected argument '--nonsense' found; see --help"
+        );
+        assert_eq!(
+            problem(&["--config-file", "x", "--level", "loud"]),
+            "invalid value 'loud' for '--level <LEVEL>': give Off, Error, Warning, Info, Debug or Trace; see --help"
+        );
     }
 
     #[test]
@@ -155,7 +186,7 @@ mod tests {
     fn times_are_numbers_of_seconds() {
         assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
         assert_eq!(seconds("0"), Ok(Duration::ZERO));
-        for bad in ["", "-1", "x", "inf", "nan", "1e400"] {
+        for bad in ["", "-1", "x", "inf", "nan", "1e400", "1e19"] {
             assert!(seconds(bad).is_err(), "{bad}");
         }
     }

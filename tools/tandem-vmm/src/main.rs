@@ -29,14 +29,14 @@ fn main() -> ExitCode {
     let start = Start::now();
     let args = match Args::try_parse() {
         Ok(args) => args,
-        Err(error) => {
-            // Help and version are errors to clap. Where they go may be closed; that changes nothing.
-            let _ = error.print();
-            return if error.use_stderr() {
-                ExitCode::from(exit::BAD_ARGUMENTS)
-            } else {
-                ExitCode::SUCCESS
-            };
+        Err(error) if error.use_stderr() => {
+            say(&args::in_one_line(&error));
+            return ExitCode::from(exit::BAD_ARGUMENTS);
+        }
+        Err(help_or_version) => {
+            // Standard output may be closed; that changes nothing.
+            let _ = help_or_version.print();
+            return ExitCode::SUCCESS;
         }
     };
     match session::run(&args, start) {

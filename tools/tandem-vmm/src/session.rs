@@ -4,6 +4,7 @@ use std::error::Error;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -38,7 +39,7 @@ pub enum Failure {
         source: io::Error,
     },
     /// Standard output is closed.
-    #[error("standard output is closed; connect it, or set serial.serial_out_path")]
+    #[error("cannot use standard output for the serial port; set serial.serial_out_path")]
     Stdout(#[source] io::Error),
     /// The machine cannot be built.
     #[error(transparent)]
@@ -66,11 +67,19 @@ pub struct OneLine<'a>(pub &'a Failure);
 
 impl fmt::Display for OneLine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{}", self.0)?;
+        let mut text = self.0.to_string();
         let mut cause = self.0.source();
         while let Some(error) = cause {
-            write!(f, ": {error}")?;
+            text += &format!(": {error}");
             cause = error.source();
+        }
+        // A path may have a line feed in it.
+        for character in text.chars() {
+            if character.is_control() {
+                write!(f, "{}", character.escape_default())?;
+            } else {
+                write!(f, "{character}")?;
+            }
         }
         Ok(())
     }
@@ -89,8 +98,8 @@ pub fn run(args: &Args, start: Start) -> Result<ExitReason, Failure> {
         parent_cpu_us: args.parent_cpu_time_us,
     };
     let timeline = Arc::new(Timeline::new(start, launch));
-    // Opened now: a guest that ran for days shall not end with "cannot write".
-    let timeline_file = args.boot_timeline.as_deref().map(create).transpose()?;
+    // Opened now: a guest that ran for days shall not end with "cannot write". What is there stays until there is more to say.
+    let timeline_file = args.boot_timeline.as_deref().map(open_report).transpose()?;
 
     let serial_path = config
         .serial
@@ -115,8 +124,13 @@ pub fn run(args: &Args, start: Start) -> Result<ExitReason, Failure> {
     };
     let reason = run::run(machine, output, options)?;
     if let (Some(file), Some(path)) = (timeline_file, &args.boot_timeline) {
-        report::write(file, &Report::new(&args.id, &reason, &timeline))
-            .map_err(unwritable("--boot-timeline", path))?;
+        // The guest's end is what counts; a full disk does not change how it ended.
+        if let Err(error) = report::write(file, &Report::new(&args.id, &reason, &timeline)) {
+            log::error!(
+                "cannot write the boot timeline to {}: {error}",
+                path.display()
+            );
+        }
     }
     Ok(reason)
 }
@@ -154,8 +168,15 @@ fn start_log(args: &Args, config: Option<&LoggerConfig>) -> Result<(), Failure> 
     logger::start(&settings).map_err(unwritable(option, path))
 }
 
-fn create(path: &Path) -> Result<File, Failure> {
-    File::create(path).map_err(unwritable("--boot-timeline", path))
+fn open_report(path: &Path) -> Result<File, Failure> {
+    File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)
+        .map_err(unwritable("--boot-timeline", path))
 }
 
 fn unwritable(option: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Failure {

@@ -20,16 +20,16 @@ pub struct MachineConfig {
     /// Memory in MiB, from [`MIN_MEMORY_MIB`].
     pub mem_size_mib: u64,
     /// Whether two vCPUs each look like the threads of one core.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::null_is_default")]
     pub smt: bool,
     /// CPU template of Firecracker's; only `None` is there.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::null_is_default")]
     pub cpu_template: CpuTemplate,
     /// Whether KVM keeps a log of the pages that the guest writes.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::null_is_default")]
     pub track_dirty_pages: bool,
     /// Pages that back the guest's memory.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "super::null_is_default")]
     pub huge_pages: HugePages,
 }
 

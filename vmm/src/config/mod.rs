@@ -9,7 +9,7 @@ mod machine_config;
 mod output;
 mod unsupported;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 pub use boot_source::{BootSource, Decompression};
 pub use machine_config::{CpuTemplate, HugePages, MAX_VCPUS, MIN_MEMORY_MIB, MachineConfig};
@@ -24,7 +24,11 @@ pub struct VmConfig {
     #[serde(rename = "boot-source")]
     pub boot_source: BootSource,
     /// vCPUs and memory.
-    #[serde(rename = "machine-config", default)]
+    #[serde(
+        rename = "machine-config",
+        default,
+        deserialize_with = "null_is_default"
+    )]
     pub machine_config: MachineConfig,
     /// Where the serial port's output goes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -54,6 +58,15 @@ pub struct VmConfig {
     cpu_config: Unsupported,
     #[serde(default, skip_serializing_if = "absent")]
     metrics: Unsupported,
+}
+
+/// Firecracker's optional fields may be `null`.
+fn null_is_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de> + Default,
+{
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
 /// A value that has the right type and is still impossible.
@@ -137,6 +150,23 @@ mod tests {
         config.validate().unwrap();
         assert_eq!(config.machine_config.vcpu_count, 2);
         assert_eq!(config.logger.unwrap().level, Some(Level::Warning));
+    }
+
+    #[test]
+    fn nulls_are_defaults() {
+        let config = parse(
+            r#"{"boot-source": {"kernel_image_path": "k", "boot_args": null, "initrd_path": null},
+                "machine-config": null, "logger": null, "serial": null}"#,
+        )
+        .unwrap();
+        assert_eq!(config.machine_config, MachineConfig::default());
+        let config = parse(
+            r#"{"boot-source": {"kernel_image_path": "k"}, "machine-config": {"vcpu_count": 1,
+                "mem_size_mib": 128, "cpu_template": null, "huge_pages": null, "smt": null,
+                "track_dirty_pages": null}}"#,
+        )
+        .unwrap();
+        assert_eq!(config.machine_config, MachineConfig::default());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Where a VM's output goes.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -35,33 +36,47 @@ pub struct LoggerConfig {
     pub module: Option<String>,
 }
 
-/// A log level, in Firecracker's spellings.
+/// A log level. Written as Firecracker writes it, read in any case, with "Warn" for "Warning".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String")]
 pub enum Level {
     /// Nothing.
-    #[serde(alias = "OFF", alias = "off")]
     Off,
     /// What went wrong.
-    #[serde(alias = "ERROR", alias = "error")]
     Error,
     /// What is suspicious.
-    #[serde(
-        alias = "WARNING",
-        alias = "warning",
-        alias = "Warn",
-        alias = "WARN",
-        alias = "warn"
-    )]
     Warning,
     /// What happened.
-    #[serde(alias = "INFO", alias = "info")]
     Info,
     /// What helps to find a fault.
-    #[serde(alias = "DEBUG", alias = "debug")]
     Debug,
     /// Everything.
-    #[serde(alias = "TRACE", alias = "trace")]
     Trace,
+}
+
+impl FromStr for Level {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.to_ascii_lowercase().as_str() {
+            "off" => Ok(Self::Off),
+            "error" => Ok(Self::Error),
+            "warn" | "warning" => Ok(Self::Warning),
+            "info" => Ok(Self::Info),
+            "debug" => Ok(Self::Debug),
+            "trace" => Ok(Self::Trace),
+            _ => Err("give Off, Error, Warning, Info, Debug or Trace"),
+        }
+    }
+}
+
+impl TryFrom<String> for Level {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+            .map_err(|remedy| format!("no log level is named `{text}`; {remedy}"))
+    }
 }
 
 impl From<Level> for log::LevelFilter {

@@ -29,7 +29,7 @@ const FATAL: [libc::c_int; 6] = [
 pub struct RawTerminal(());
 
 impl RawTerminal {
-    /// Makes standard input raw if it is a terminal and this process is in its foreground; else there is nothing to do.
+    /// Makes standard input raw if it is a terminal that this process may use; else there is nothing to do.
     ///
     /// # Errors
     /// The terminal refused.
@@ -45,20 +45,19 @@ impl RawTerminal {
             }
             settings.assume_init()
         };
-        let before = *BEFORE.get_or_init(|| before);
-        restore_on_death()?;
-        let mut raw = before;
-        raw.c_iflag &= !(libc::BRKINT | libc::ICRNL | libc::INPCK | libc::ISTRIP | libc::IXON);
-        raw.c_lflag &= !(libc::ECHO | libc::ICANON | libc::IEXTEN | libc::ISIG);
-        raw.c_cc[libc::VMIN] = 1;
-        raw.c_cc[libc::VTIME] = 0;
-        RAW.store(true, Ordering::SeqCst);
-        let terminal = Self(());
-        // SAFETY: tcsetattr only reads `raw`.
-        if unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, &raw) } != 0 {
-            return Err(io::Error::last_os_error());
+        if BEFORE.set(before).is_ok() {
+            restore_on_death()?;
         }
-        Ok(Some(terminal))
+        make_raw()?;
+        Ok(Some(Self(())))
+    }
+
+    /// Makes the terminal raw again after the shell had it, if it is this process's to use.
+    ///
+    /// # Errors
+    /// The terminal refused.
+    pub fn reenter(&self) -> io::Result<()> {
+        if in_foreground() { make_raw() } else { Ok(()) }
     }
 }
 
@@ -68,9 +67,27 @@ impl Drop for RawTerminal {
     }
 }
 
-/// Puts the terminal back as it was, if it is raw. Safe in a signal handler.
+fn make_raw() -> io::Result<()> {
+    let Some(mut raw) = BEFORE.get().copied() else {
+        return Ok(());
+    };
+    raw.c_iflag &= !(libc::BRKINT | libc::ICRNL | libc::INPCK | libc::ISTRIP | libc::IXON);
+    raw.c_lflag &= !(libc::ECHO | libc::ICANON | libc::IEXTEN | libc::ISIG);
+    raw.c_cc[libc::VMIN] = 1;
+    raw.c_cc[libc::VTIME] = 0;
+    RAW.store(true, Ordering::SeqCst);
+    // SAFETY: tcsetattr only reads `raw`.
+    match unsafe { libc::tcsetattr(libc::STDIN_FILENO, libc::TCSANOW, &raw) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Puts the terminal back as it was, if it is raw and still this process's: a shell that has taken it over has put its own
+/// settings in place, and would stop whoever changes them. Safe in a signal handler.
 fn restore() {
     if RAW.swap(false, Ordering::SeqCst)
+        && in_foreground()
         && let Some(before) = BEFORE.get()
     {
         // SAFETY: tcsetattr only reads `before`, and is async-signal-safe.
@@ -78,10 +95,14 @@ fn restore() {
     }
 }
 
-/// Whether this process may use the terminal: a background job that reads it or changes it is stopped for that.
+/// Whether this process may use the terminal: a background job that reads it or changes it is stopped for that. A terminal
+/// that is not the one that controls this process stops nobody.
 pub fn in_foreground() -> bool {
-    // SAFETY: neither call takes a pointer.
-    unsafe { libc::tcgetpgrp(libc::STDIN_FILENO) == libc::getpgrp() }
+    // SAFETY: neither call takes a pointer; both are async-signal-safe.
+    unsafe {
+        let foreground = libc::tcgetpgrp(libc::STDIN_FILENO);
+        foreground < 0 || foreground == libc::getpgrp()
+    }
 }
 
 fn restore_on_death() -> io::Result<()> {

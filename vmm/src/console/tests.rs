@@ -1,5 +1,6 @@
 use std::io::{Seek, SeekFrom};
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use super::*;
@@ -25,11 +26,13 @@ fn output_arrives_whole_and_in_order() {
     let (mut reader, writer) = pipe();
     let mut output = started(writer);
     let mut guest = output.writer(timeline());
+    let room = output.room();
     let expected: Vec<u8> = (0..300_000_u32).map(|i| (i % 251) as u8).collect();
     let sent = expected.clone();
     let sender = thread::spawn(move || {
         for byte in sent {
             guest.write_all(&[byte]).unwrap();
+            room.wait(|| false);
         }
     });
     let mut seen = vec![0; expected.len()];
@@ -57,22 +60,69 @@ fn a_stuck_reader_makes_the_guest_wait_and_not_the_end() {
     let (reader, writer) = pipe();
     let mut output = started(writer);
     let mut guest = output.writer(timeline());
-    let sender = thread::spawn(move || {
-        // More than pipe and buffer hold together.
-        for _ in 0..1_000 {
-            guest.write_all(&[b'x'; 1024]).unwrap();
-        }
-    });
+    let room = output.room();
+    let wanted = Arc::new(AtomicBool::new(false));
+    let sender = {
+        let wanted = wanted.clone();
+        thread::spawn(move || {
+            // More than pipe and buffer hold together.
+            for _ in 0..1_000 {
+                guest.write_all(&[b'x'; 1024]).unwrap();
+                room.wait(|| wanted.load(Ordering::SeqCst));
+            }
+        })
+    };
     thread::sleep(Duration::from_millis(50));
     assert!(!sender.is_finished());
     assert!(output.shared.lock().bytes.len() < CAPACITY + 1024);
-    output.let_guest_wait(false);
+    wanted.store(true, Ordering::SeqCst);
     sender.join().unwrap();
 
     let start = Instant::now();
     output.finish(Duration::from_millis(50));
     assert!(start.elapsed() < Duration::from_secs(5));
     drop(reader);
+}
+
+#[test]
+fn a_slow_reader_gets_everything() {
+    let (mut reader, writer) = pipe();
+    let mut output = started(writer);
+    output
+        .writer(timeline())
+        .write_all(&[b'x'; 200_000])
+        .unwrap();
+    let slow = thread::spawn(move || {
+        let mut seen = 0;
+        let mut buffer = [0; 8192];
+        loop {
+            thread::sleep(Duration::from_millis(10));
+            match reader.read(&mut buffer).unwrap() {
+                0 => return seen,
+                count => seen += count,
+            }
+        }
+    });
+    // Less than the whole takes, and more than any one step.
+    output.finish(Duration::from_millis(150));
+    drop(output);
+    assert_eq!(slow.join().unwrap(), 200_000);
+}
+
+#[test]
+fn output_that_does_not_block_is_waited_for() {
+    let (mut reader, writer) = pipe();
+    // SAFETY: F_SETFL takes no pointer.
+    unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) };
+    let mut output = started(writer);
+    output
+        .writer(timeline())
+        .write_all(&[b'x'; 300_000])
+        .unwrap();
+    thread::sleep(Duration::from_millis(50));
+    let mut seen = vec![0; 300_000];
+    reader.read_exact(&mut seen).unwrap();
+    output.finish(Duration::from_secs(10));
 }
 
 #[test]

@@ -34,8 +34,8 @@ const ALWAYS_RUNNING_TIMER: u32 = 1 << 2;
 const CORE_MULTI_PROCESSING: u32 = 1 << 1;
 /// The local APIC's bus frequency under KVM, in kHz (`APIC_BUS_FREQUENCY`, 1 GHz).
 const APIC_BUS_KHZ: u32 = 1_000_000;
-/// Crystal frequency that leaf 0x15 names; any works, as the ratio is given with it.
-const CRYSTAL_HZ: u32 = 1_000_000;
+/// Crystal frequency that leaf 0x15 names: guests take the local APIC's timer to run at it (Intel SDM volume 3, 12.5.4).
+const CRYSTAL_HZ: u32 = APIC_BUS_KHZ * 1_000;
 
 /// How vCPUs look like threads and cores of one package.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -377,6 +377,7 @@ mod tests {
         };
         let cpuid = for_vcpu(&host(b"Genu"), 0, topology, Some(2_345_678)).unwrap();
         let tsc = find(&cpuid, LEAF_TSC, 0);
+        assert_eq!(tsc.ecx / 1_000, APIC_BUS_KHZ, "the APIC timer's frequency");
         let hz = u64::from(tsc.ecx) * u64::from(tsc.ebx) / u64::from(tsc.eax);
         assert_eq!(hz, 2_345_678_000);
         assert_eq!(find(&cpuid, 0, 0).eax, LEAF_FREQUENCY);

@@ -15,7 +15,10 @@ const MTRR_ENABLED_WRITE_BACK: u64 = (1 << 11) | 6;
 pub fn set(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
     let entries = [
         (IA32_TSC, 0),
-        (IA32_MISC_ENABLE, MISC_ENABLE_FAST_STRING),
+        (
+            IA32_MISC_ENABLE,
+            misc_enable(vcpu) | MISC_ENABLE_FAST_STRING,
+        ),
         (MTRR_DEF_TYPE, MTRR_ENABLED_WRITE_BACK),
     ]
     .map(|(index, data)| kvm_msr_entry {
@@ -31,5 +34,20 @@ pub fn set(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
             log::error!("KVM refuses MSR {:#x}", refused.index);
             Err(kvm_ioctls::Error::new(libc::EIO))
         }
+    }
+}
+
+/// What KVM has in `IA32_MISC_ENABLE`: bits that say what its CPU does not have (BTS, PEBS) are to stay.
+fn misc_enable(vcpu: &VcpuFd) -> u64 {
+    let entry = kvm_msr_entry {
+        index: IA32_MISC_ENABLE,
+        ..Default::default()
+    };
+    let Ok(mut msrs) = Msrs::from_entries(&[entry]) else {
+        return 0;
+    };
+    match vcpu.get_msrs(&mut msrs) {
+        Ok(1) => msrs.as_slice().first().map_or(0, |entry| entry.data),
+        _ => 0,
     }
 }

@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd;
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::{ReadVolatile, VolatileMemoryError, VolatileSlice};
 
-use crate::memory::PAGE_SIZE;
+use crate::memory::{self, PAGE_SIZE};
 
 /// How the bytes of a file get into guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +23,10 @@ pub enum Placement {
 /// Copying a kernel is most of what a VMM does at start-up. Mapped `MAP_PRIVATE`, its pages are the host's page
 /// cache until the guest writes to them: nothing is copied, and VMs share them. The loaders stay the ones of
 /// the library, with their checks; only the last step, bytes into memory, is another here.
+///
+/// The file must stay as it is while guests run from it: what is changed in place may show in them, and what is cut off is gone
+/// (the vCPU is lost then). Package managers replace files by renaming, which is safe; entries of the kernel cache never
+/// change.
 #[derive(Debug)]
 pub struct Image {
     file: File,
@@ -87,6 +91,7 @@ impl Image {
             // A file system without mappings; reading works everywhere.
             return 0;
         }
+        memory::keep_out_of_dumps(address, bytes as usize);
         self.mapped += bytes;
         bytes
     }
@@ -139,7 +144,6 @@ impl ReadVolatile for Image {
 mod tests {
     use super::*;
     use crate::config::HugePages;
-    use crate::memory;
     use std::io::Write;
     use vm_memory::{Bytes, GuestAddress};
 

@@ -15,6 +15,7 @@ mod protocol;
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use linux_loader::loader::bootparam::setup_header;
@@ -243,7 +244,11 @@ impl Kernel {
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    let file = File::open(path)?;
+    // Opening a FIFO would wait for a writer.
+    let file = File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::new(
             io::ErrorKind::InvalidInput,

@@ -89,6 +89,7 @@ impl<'a> MachineBuilder<'a> {
             vm,
             buses: devices.buses,
             gate: Gate::new().map_err(BuildError::Event)?,
+            room: output.room(),
             timeline: self.timeline.clone(),
             memory,
         });
@@ -138,11 +139,12 @@ impl<'a> MachineBuilder<'a> {
 
     fn attach_devices(&self, vm: &VmFd, output: &Output) -> Result<Devices, BuildError> {
         let input_space = event()?;
-        let serial = Arc::new(Serial::new(
+        let serial = Serial::new(
             interrupt(vm, layout::SERIAL_GSI)?,
             input_space.try_clone().map_err(BuildError::Event)?,
             Box::new(output.writer(self.timeline.clone())),
-        ));
+        );
+        let serial = Arc::new(serial.map_err(BuildError::Event)?);
         let events = Arc::new(EventRegister::new(interrupt(vm, layout::EVENT_GSI)?));
         let buses = Buses {
             ports: Bus::new(),
@@ -234,12 +236,7 @@ fn check_capabilities(kvm: &Kvm, vcpus: u8) -> Result<(), BuildError> {
 
 fn create_vm(kvm: &Kvm, memory: &GuestMemory, track_dirty: bool) -> Result<VmFd, BuildError> {
     let vm = kvm.create_vm().map_err(kvm_error("create a VM"))?;
-    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
-        .map_err(kvm_error("place KVM's identity map"))?;
-    vm.set_tss_address(layout::KVM_TSS)
-        .map_err(kvm_error("place KVM's TSS"))?;
-    vm.create_irq_chip()
-        .map_err(kvm_error("create the interrupt controllers"))?;
+    // Memory first: once the VM has interrupt controllers, giving it memory waits for an RCU grace period (milliseconds).
     for (slot, region) in memory.iter().enumerate() {
         let address = region
             .get_host_address(vm_memory::MemoryRegionAddress(0))
@@ -259,5 +256,11 @@ fn create_vm(kvm: &Kvm, memory: &GuestMemory, track_dirty: bool) -> Result<VmFd,
         // first.
         unsafe { vm.set_user_memory_region(slot) }.map_err(kvm_error("give memory to the VM"))?;
     }
+    vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)
+        .map_err(kvm_error("place KVM's identity map"))?;
+    vm.set_tss_address(layout::KVM_TSS)
+        .map_err(kvm_error("place KVM's TSS"))?;
+    vm.create_irq_chip()
+        .map_err(kvm_error("create the interrupt controllers"))?;
     Ok(vm)
 }

@@ -7,9 +7,8 @@ use kvm_bindings::{
     KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON,
 };
 use kvm_ioctls::VcpuFd;
-use vm_memory::{Bytes, GuestAddress};
 
-use crate::memory::GuestMemory;
+use crate::memory::{self, GuestMemory};
 
 /// Bytes of code that are shown: the longest x86 instruction.
 const CODE_BYTES: u64 = 15;
@@ -64,8 +63,8 @@ fn place(vcpu: &VcpuFd, memory: &GuestMemory) -> String {
         .map_while(|offset| {
             let linear = base.wrapping_add(regs.rip).wrapping_add(offset);
             let translation = vcpu.translate_gva(linear).ok()?;
-            let address = GuestAddress(translation.physical_address);
-            let byte: u8 = (translation.valid != 0).then(|| memory.read_obj(address).ok())??;
+            let address = (translation.valid != 0).then_some(translation.physical_address)?;
+            let byte = memory::read_carefully(memory, address)?;
             Some(format!(" {byte:02x}"))
         })
         .collect();

@@ -146,6 +146,11 @@ impl Gate {
         }
     }
 
+    /// Whether threads may run the guest now.
+    pub fn is_open(&self) -> bool {
+        self.lock().position == Position::Open
+    }
+
     /// Why the machine is over, once it is.
     pub fn exit_reason(&self) -> Option<ExitReason> {
         self.lock().reason.clone()

@@ -13,7 +13,8 @@
 //! [`resume`](Machine::resume) stop and continue all vCPUs at an instruction boundary; when it ends,
 //! [`ended`](Machine::ended) becomes readable and [`exit_reason`](Machine::exit_reason) tells why.
 //!
-//! Locks: the gate's, the console's and the timeline's are never held together, and none is held while the guest runs.
+//! Locks: a device's own lock may be held while the console's or the timeline's is taken, never the other way round; the
+//! gate's is taken alone. None is held while the guest runs or a vCPU waits.
 
 mod builder;
 mod error;
@@ -71,9 +72,6 @@ impl Machine {
     }
 
     /// Stops all vCPUs where they are and returns when none of them runs.
-    ///
-    /// The caller must see to it that no vCPU waits for the console meanwhile
-    /// ([`Output::let_guest_wait`](crate::console::Output::let_guest_wait)).
     pub fn pause(&self) {
         self.shared.gate.close();
         self.kick();

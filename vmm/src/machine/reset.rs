@@ -8,7 +8,7 @@ const MASKED: u64 = 1 << 16;
 
 /// Whether the guest, which has just asked for a reset, was still in operation.
 ///
-/// On the way of every `reboot` Linux masks all interrupts of the I/O APIC first (`native_machine_shutdown()` in
+/// On the way of a `reboot` Linux masks all interrupts of the I/O APIC first (`native_machine_shutdown()` in
 /// `arch/x86/kernel/reboot.c`). `emergency_restart()`, the way of a panic with `panic=-1` and of SysRq-b, does not. A
 /// kernel that uses ACPI has at least the Generic Event Device's interrupt unmasked until then. There is no better sign
 /// with a kernel that has no pvpanic driver loaded; the local APIC is switched off either way.

@@ -11,11 +11,12 @@ use kvm_bindings::{
     kvm_run,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
-use vmm_sys_util::signal::register_signal_handler;
+use vmm_sys_util::signal::{register_signal_handler, unblock_signal};
 
 use super::fault;
 use super::gate::{Gate, Passage};
 use super::reset;
+use crate::console::Room;
 use crate::exit::{ExitReason, PanicSign};
 use crate::kick;
 use crate::memory::GuestMemory;
@@ -52,6 +53,7 @@ pub struct Shared {
     pub vm: VmFd,
     pub buses: Buses,
     pub gate: Gate,
+    pub room: Room,
     pub timeline: Arc<Timeline>,
     pub memory: GuestMemory,
 }
@@ -73,7 +75,7 @@ enum Next {
     End(ExitReason),
 }
 
-/// Tells the gate when the thread is gone, also when it panics.
+/// Tells the gate when the thread is gone, however it went.
 struct Presence<'a> {
     gate: &'a Gate,
     index: u8,
@@ -111,6 +113,14 @@ impl Vcpu {
             expected: false,
         };
         IMMEDIATE_EXIT.set(&raw mut self.fd.get_kvm_run().immediate_exit);
+        // Whoever started this process may have had the signal blocked, and threads inherit that.
+        let blocked = unblock_signal(kick::signal());
+        if let Err(error) = blocked {
+            log::error!(
+                "vCPU {}: cannot let the kick through: {error:?}",
+                self.index
+            );
+        }
         if let Some(reason) = self.run_until_over() {
             log::debug!("vCPU {}: {reason}", self.index);
             shared.gate.end(reason);
@@ -216,6 +226,10 @@ impl Vcpu {
     fn carry_out(&self, action: Action) -> Next {
         match action {
             Action::Continue => Next::Run,
+            Action::Congested => {
+                self.shared.room.wait(|| !self.shared.gate.is_open());
+                Next::Run
+            }
             Action::InitReached => {
                 self.shared.timeline.mark(Phase::InitReached);
                 Next::Run
@@ -242,16 +256,19 @@ impl Vcpu {
         let data = unsafe {
             std::slice::from_raw_parts_mut(run.cast::<u8>().add(io.data_offset as usize), length)
         };
+        let mut result = Action::Continue;
         for element in data.chunks_mut(size.max(1)) {
             if u32::from(io.direction) == KVM_EXIT_IO_IN {
                 self.shared.buses.ports.read(io.port.into(), element);
-            } else {
-                let action = self.shared.buses.ports.write(io.port.into(), element);
-                if action != Action::Continue {
-                    return action;
-                }
+                continue;
+            }
+            match self.shared.buses.ports.write(io.port.into(), element) {
+                Action::Continue => {}
+                // The elements of one exit, a page at most, still fit.
+                Action::Congested => result = Action::Congested,
+                ending => return ending,
             }
         }
-        Action::Continue
+        result
     }
 }

@@ -1,13 +1,14 @@
 //! The main thread's event loop: signals, input, the machine's end.
 //!
-//! One `event-manager` loop with one subscriber. SIGTERM, SIGINT, SIGHUP and SIGQUIT press the power button; if the
-//! guest has not switched itself off after the grace time, or a second signal comes, the machine is stopped.
+//! One `event-manager` loop with one subscriber. SIGTERM, SIGINT, SIGHUP and SIGQUIT press the power button, again and again
+//! while the grace time lasts: a guest that is still booting does not feel the first press. If it has not switched itself off
+//! then, or a second signal comes, the machine is stopped.
 
 mod signals;
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use vmm_sys_util::epoll::EventSet;
@@ -20,6 +21,9 @@ use signals::SignalFd;
 
 /// How long output that nobody reads may hold up the end of the process.
 const OUTPUT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Time between presses of the power button.
+const PRESS_AGAIN: Duration = Duration::from_millis(500);
 
 /// Why a machine could not be run.
 #[derive(Debug, thiserror::Error)]
@@ -59,14 +63,12 @@ pub struct Options {
 pub fn run(machine: Machine, mut output: Output, options: Options) -> Result<ExitReason, RunError> {
     // Before any thread is made, so that all of them leave the signals to this loop.
     let signals = SignalFd::new().map_err(RunError::io("take over the signals"))?;
-    let input = if options.input {
-        Input::stdin().map_err(RunError::io("open standard input"))?
+    let (input, terminal) = if options.input {
+        let input = Input::stdin().map_err(RunError::io("open standard input"))?;
+        let terminal = RawTerminal::enter().map_err(RunError::io("make the terminal raw"))?;
+        (Some(input), terminal)
     } else {
-        None
-    };
-    let _raw = match input {
-        Some(_) => RawTerminal::enter().map_err(RunError::io("make the terminal raw"))?,
-        None => None,
+        (None, None)
     };
     let timer = TimerFd::new().map_err(|error| {
         RunError::io("make a timer")(io::Error::from_raw_os_error(error.errno()))
@@ -77,6 +79,7 @@ pub fn run(machine: Machine, mut output: Output, options: Options) -> Result<Exi
         timer,
         grace: options.grace,
         stopping: None,
+        terminal,
         input,
         listening: false,
     }));
@@ -94,7 +97,6 @@ pub fn run(machine: Machine, mut output: Output, options: Options) -> Result<Exi
             break reason;
         }
     };
-    output.let_guest_wait(false);
     // The machine goes with the controller, and its vCPUs with it.
     drop(events.remove_subscriber(id));
     drop(controller);
@@ -112,21 +114,29 @@ struct Controller {
     signals: SignalFd,
     timer: TimerFd,
     grace: Duration,
-    /// The signal that asked for the end.
-    stopping: Option<i32>,
+    stopping: Option<Stopping>,
+    terminal: Option<RawTerminal>,
     input: Option<Input>,
     /// Whether the loop waits for input. It does not while the guest's FIFO is full.
     listening: bool,
 }
 
+/// The guest has been asked to switch itself off.
+#[derive(Clone, Copy)]
+struct Stopping {
+    /// The signal that asked for the end.
+    signal: i32,
+    deadline: Instant,
+}
+
 const ENDED: u32 = 0;
 const SIGNAL: u32 = 1;
-const GRACE_OVER: u32 = 2;
+const PRESS: u32 = 2;
 const INPUT: u32 = 3;
 const INPUT_SPACE: u32 = 4;
 
 impl Controller {
-    fn on_signal(&mut self) {
+    fn on_signal(&mut self, ops: &mut EventOps) {
         let signal = match self.signals.read() {
             Ok(Some(signal)) => signal,
             Ok(None) => return,
@@ -135,19 +145,37 @@ impl Controller {
                 return;
             }
         };
-        if self.stopping.is_some() {
+        if signal == libc::SIGCONT {
+            self.on_continued(ops);
+        } else if self.stopping.is_some() {
             log::info!("signal {signal} again: stopping at once");
             self.machine.end(ExitReason::Stopped { signal });
-            return;
+        } else {
+            log::info!(
+                "signal {signal}: pressing the power button, the guest has {} s to switch itself off",
+                self.grace.as_secs_f32()
+            );
+            self.stopping = Some(Stopping {
+                signal,
+                deadline: Instant::now() + self.grace,
+            });
+            self.press_or_stop();
         }
-        log::info!(
-            "signal {signal}: pressing the power button, the guest has {} s to switch itself off",
-            self.grace.as_secs_f32()
-        );
-        self.stopping = Some(signal);
+    }
+
+    /// Presses the power button, if there is time left, and sets the timer for the next press.
+    fn press_or_stop(&mut self) {
+        let Some(Stopping { signal, deadline }) = self.stopping else {
+            return;
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            log::warn!("the guest did not switch itself off in time");
+            return self.machine.end(ExitReason::Stopped { signal });
+        }
         let pressed = self.machine.press_power_button().and_then(|()| {
             self.timer
-                .reset(self.grace, None)
+                .reset(left.min(PRESS_AGAIN), None)
                 .map_err(|error| io::Error::from_raw_os_error(error.errno()))
         });
         if let Err(error) = pressed {
@@ -156,11 +184,12 @@ impl Controller {
         }
     }
 
-    fn on_grace_over(&mut self) {
-        if let Some(signal) = self.stopping {
-            log::warn!("the guest did not switch itself off in time");
-            self.machine.end(ExitReason::Stopped { signal });
+    /// This process was stopped and goes on: the terminal may be its own again, or no longer.
+    fn on_continued(&mut self, ops: &mut EventOps) {
+        if let Some(Err(error)) = self.terminal.as_ref().map(RawTerminal::reenter) {
+            log::warn!("cannot make the terminal raw: {error}");
         }
+        self.feed(false, ops);
     }
 
     /// Passes input on for as long as the guest takes it and none must be waited for. `readable` tells that the loop
@@ -179,6 +208,9 @@ impl Controller {
             } else if input.is_over() {
                 self.stop_listening(ops);
                 self.input = None;
+            } else if input.is_somebody_elses() {
+                // Until SIGCONT says that this job is in the foreground again.
+                return self.stop_listening(ops);
             } else if input.can_wait() && !readable {
                 return self.listen(ops);
             } else {
@@ -220,7 +252,7 @@ impl MutEventSubscriber for Controller {
         let sources = [
             Events::with_data(self.machine.ended(), ENDED, EventSet::IN),
             Events::with_data(&self.signals, SIGNAL, EventSet::IN),
-            Events::with_data(&self.timer, GRACE_OVER, EventSet::IN),
+            Events::with_data(&self.timer, PRESS, EventSet::IN),
             Events::with_data(self.machine.input_space(), INPUT_SPACE, EventSet::IN),
         ];
         for source in sources {
@@ -237,10 +269,10 @@ impl MutEventSubscriber for Controller {
 
     fn process(&mut self, events: Events, ops: &mut EventOps) {
         match events.data() {
-            SIGNAL => self.on_signal(),
-            GRACE_OVER => {
+            SIGNAL => self.on_signal(ops),
+            PRESS => {
                 let _ = self.timer.wait();
-                self.on_grace_over();
+                self.press_or_stop();
             }
             INPUT => self.feed(true, ops),
             INPUT_SPACE => {

@@ -6,10 +6,10 @@ use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 
 use vmm_sys_util::signal::{block_signal, create_sigset};
 
-/// Signals that ask for the end.
+/// Signals that ask for the end. Those that this process was started to ignore stay ignored: `nohup`, and a shell's `&`.
 const ENDING: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
 
-/// The ending signals, blocked for this thread and those it starts, and read from a descriptor (signalfd(2)).
+/// The ending signals and SIGCONT, blocked for this thread and those it starts, and read from a descriptor (signalfd(2)).
 #[derive(Debug)]
 pub struct SignalFd(File);
 
@@ -19,7 +19,12 @@ impl SignalFd {
     /// # Errors
     /// The signals could not be blocked, or the descriptor not be made.
     pub fn new() -> io::Result<Self> {
-        for signal in ENDING {
+        let wanted: Vec<_> = ENDING
+            .into_iter()
+            .filter(|signal| !is_ignored(*signal))
+            .chain([libc::SIGCONT])
+            .collect();
+        for &signal in &wanted {
             match block_signal(signal) {
                 // Blocked already, by whoever started this process: just as good.
                 Ok(()) | Err(vmm_sys_util::signal::Error::SignalAlreadyBlocked(_)) => {}
@@ -27,7 +32,7 @@ impl SignalFd {
             }
         }
         let set =
-            create_sigset(&ENDING).map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
+            create_sigset(&wanted).map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
         // SAFETY: signalfd only reads `set`.
         let fd = unsafe { libc::signalfd(-1, &set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC) };
         if fd < 0 {
@@ -52,6 +57,15 @@ impl SignalFd {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
             Err(error) => Err(error),
         }
+    }
+}
+
+fn is_ignored(signal: libc::c_int) -> bool {
+    // SAFETY: an all-zero sigaction is valid; without a new action the call only writes the old one there.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &mut action) == 0
+            && action.sa_sigaction == libc::SIG_IGN
     }
 }
 
