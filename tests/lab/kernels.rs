@@ -22,7 +22,7 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Debian's cloud kernel 6.12. Its vmlinux reaches up to 66 MiB before it frees anything.
+    /// Debian's cloud kernel 6.12. Its vmlinux is linked to end beyond 64 MiB (16 MiB and 50 MiB of image).
     pub const CLOUD_6_12: Self = Self {
         name: "6.12-cloud",
         release: "6.12.",
@@ -30,7 +30,7 @@ impl Kernel {
         overhead_kib: 50 << 10,
         dev_mem: true,
     };
-    /// Debian's cloud kernel 6.1. With 64 MiB it has too little left for unpacking the initramfs.
+    /// Debian's cloud kernel 6.1. With 64 MiB it runs out of memory before there is an init.
     pub const CLOUD_6_1: Self = Self {
         name: "6.1-cloud",
         release: "6.1.",

@@ -42,17 +42,6 @@ fn a_panic_before_init_is_65() {
     }
 }
 
-/// Long before there is an init, and before any local APIC is in full operation.
-#[test]
-fn a_panic_for_want_of_memory_is_65() {
-    let ended = boot(Kernel::CLOUD_6_1, Format::Vmlinux, "none")
-        .memory(64)
-        .run();
-    let text = ended.text();
-    assert!(text.contains("System is deadlocked on memory"), "{text}");
-    assert_eq!(ended.code, 65, "{}\n{text}", ended.stderr);
-}
-
 #[test]
 fn console_input_is_echoed() {
     let mut vm = boot(Kernel::CLOUD_6_12, Format::Vmlinux, "echo").start();

@@ -224,8 +224,8 @@ guest!(
     outb 0xa1, 1
     outb 0x21, 0xeb
     outb 0xa1, 0xfd
-    outb 0x3fc, 8
     outb 0x3f9, 1
+    ready_to_receive
     say "ready\n"
     sti
 2:

@@ -10,8 +10,14 @@
     out dx, al
 .endm
 
+# Asserts DTR, RTS and OUT2: without RTS nobody sends anything.
+.macro ready_to_receive
+    outb 0x3fc, 0x0b
+.endm
+
 # Waits for a byte of serial input: al.
 .macro receive
+    ready_to_receive
 7720:
     mov edx, 0x3fd
     in al, dx

@@ -79,6 +79,35 @@ fn input_from_a_file_arrives_whole() {
     check_pattern(&ended, &ended.stdout, ECHO_LEN);
 }
 
+// Reads and drops whatever is there, as a driver does that probes the port, and only then is ready to receive.
+guest!(
+    prober,
+    r#"
+    mov ecx, 2000
+2:
+    mov edx, 0x3f8
+    in al, dx
+    dec ecx
+    jnz 2b
+    mov ecx, 5
+3:
+    receive
+    out dx, al
+    dec ecx
+    jnz 3b
+    power_off
+    "#
+);
+
+#[test]
+fn a_driver_that_probes_the_port_eats_no_input() {
+    let builder = VmBuilder::with_code(prober());
+    let path = builder.path("input");
+    fs::write(&path, "hello").unwrap();
+    let ended = builder.stdin(File::open(path).unwrap()).run();
+    ended.expect(0, "hello");
+}
+
 // Input that nobody takes must stay with the sender: the guest reads only when it is told to by the event register.
 guest!(
     late_reader,

@@ -88,6 +88,38 @@ fn a_halted_guest_can_be_stopped() {
         .expect(143, "ready\n");
 }
 
+#[test]
+fn signals_that_were_ignored_stay_so() {
+    let vm = VmBuilder::with_code(deaf())
+        .option("--stop-timeout", "0.5")
+        .before_exec(|| {
+            // SAFETY: signal(2) with SIG_IGN takes no pointer.
+            unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+        });
+    let vm = ready(vm);
+    vm.signal(libc::SIGHUP);
+    thread::sleep(Duration::from_millis(200));
+    vm.signal(libc::SIGTERM);
+    vm.wait().expect(143, "ready\n");
+}
+
+#[test]
+fn a_mask_from_the_parent_does_not_matter() {
+    let vm = VmBuilder::with_code(halted())
+        .option("--stop-timeout", "0.5")
+        .before_exec(|| {
+            // SAFETY: both calls write to the set on this stack, and the third only reads it.
+            unsafe {
+                let mut all = std::mem::zeroed();
+                libc::sigfillset(&mut all);
+                libc::sigprocmask(libc::SIG_SETMASK, &all, std::ptr::null_mut());
+            }
+        });
+    let vm = ready(vm);
+    vm.signal(libc::SIGTERM);
+    vm.wait().expect(143, "ready\n");
+}
+
 guest!(
     halted,
     r#"
@@ -100,6 +132,7 @@ guest!(
 guest!(
     chatter,
     r#"
+    ready_to_receive
 2:
     say "and on and on and on and on and on and on and on and on and on\n"
     jmp 2b
@@ -113,13 +146,15 @@ fn a_stuck_reader_does_not_hold_up_the_end() {
     // SAFETY: F_SETPIPE_SZ takes no pointer.
     let size = unsafe { libc::fcntl(reader.as_raw_fd(), libc::F_SETPIPE_SZ, 4096) };
     assert_eq!(size, 4096);
-    let vm = VmBuilder::with_code(chatter())
+    let mut vm = VmBuilder::with_code(chatter())
         .option("--stop-timeout", "0.5")
         .stdout(writer)
         .start();
     // Pipe and buffer are full when the VM has stopped using CPU time; half a second is enough for that here, and
     // where it is not the test is an easier one.
     thread::sleep(Duration::from_secs(2));
+    // Input needs the serial port that the guest is writing to.
+    vm.send(b"typed into the silence");
     vm.signal(libc::SIGTERM);
     let start = Instant::now();
     let ended = vm.wait();

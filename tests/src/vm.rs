@@ -26,7 +26,7 @@ pub struct VmBuilder {
     args: Vec<OsString>,
     stdin: Stdio,
     stdout: Option<Stdio>,
-    close_stdin: bool,
+    before_exec: Option<fn()>,
     document: Option<Vec<u8>>,
 }
 
@@ -43,7 +43,7 @@ impl VmBuilder {
             args: Vec::new(),
             stdin: Stdio::piped(),
             stdout: None,
-            close_stdin: false,
+            before_exec: None,
             document: None,
         }
     }
@@ -116,9 +116,18 @@ impl VmBuilder {
 
     /// Standard input is not open at all.
     #[must_use]
-    pub fn without_stdin(mut self) -> Self {
-        self.close_stdin = true;
-        self.stdin(Stdio::null())
+    pub fn without_stdin(self) -> Self {
+        self.stdin(Stdio::null()).before_exec(|| {
+            // SAFETY: close(2) takes no pointer.
+            unsafe { libc::close(libc::STDIN_FILENO) };
+        })
+    }
+
+    /// Runs `change` in the new process before it becomes `tandem-vmm`: async-signal-safe calls only.
+    #[must_use]
+    pub fn before_exec(mut self, change: fn()) -> Self {
+        self.before_exec = Some(change);
+        self
     }
 
     /// Standard output; without this it is collected.
@@ -160,15 +169,14 @@ impl VmBuilder {
         command.stdin(self.stdin).stderr(Stdio::piped());
         let collect = self.stdout.is_none();
         command.stdout(self.stdout.unwrap_or_else(Stdio::piped));
-        let close_stdin = self.close_stdin;
-        // SAFETY: the closure makes async-signal-safe calls only, without pointers.
-        unsafe {
-            command.pre_exec(move || {
-                if close_stdin {
-                    libc::close(libc::STDIN_FILENO);
-                }
-                Ok(())
-            });
+        if let Some(before_exec) = self.before_exec {
+            // SAFETY: `before_exec` has promised to make async-signal-safe calls only.
+            unsafe {
+                command.pre_exec(move || {
+                    before_exec();
+                    Ok(())
+                });
+            }
         }
         let mut child = command.spawn().expect("tandem-vmm starts");
         // This process's copies of the streams go with the command.
