@@ -23,6 +23,8 @@ pub enum Action {
     /// The device took what was written and has no room for more: the vCPU is to wait before it goes on. The device
     /// holds no lock while it does.
     Congested,
+    /// The guest's driver has taken over the device with that number on the PCI bus (`DRIVER_OK`).
+    DriverOk(u8),
 }
 
 /// A device on a [`Bus`].
@@ -94,6 +96,12 @@ impl Bus {
         }
         ranges.insert(base, Entry { last, device });
         Ok(())
+    }
+
+    /// Takes the device away whose range starts at `base`. An access that is under way still reaches it.
+    pub fn remove(&self, base: u64) {
+        let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
+        ranges.remove(&base);
     }
 
     /// Reads `data.len()` bytes at `address`; ones where no device answers.
@@ -170,6 +178,17 @@ mod tests {
         assert_eq!(data, [0xff; 4]);
         assert_eq!(bus.write(u64::MAX, &[1, 2]), Action::Continue);
         assert_eq!(bus.write(u64::MAX, &[]), Action::Continue);
+    }
+
+    #[test]
+    fn a_device_that_is_removed_is_gone_and_its_place_is_free() {
+        let bus = Bus::new();
+        bus.insert(0x10, 4, Arc::new(Fixed(1))).unwrap();
+        bus.remove(0x11);
+        assert_eq!(read_u8(&bus, 0x10), 1);
+        bus.remove(0x10);
+        assert_eq!(read_u8(&bus, 0x10), 0xff);
+        bus.insert(0x12, 4, Arc::new(Fixed(1))).unwrap();
     }
 
     #[test]

@@ -10,6 +10,8 @@
 //! | [`bus`]    | address ranges to devices, for port I/O and for MMIO                     |
 //! | [`acpi`]   | sleep and reset registers, the Generic Event Device's register           |
 //! | [`legacy`] | what a PC always had: serial port, i8042 reset, CMOS clock, debug ports  |
+//! | [`pci`]    | host bridge, configuration space, MSI-X                                  |
+//! | [`virtio`] | virtio devices, and the transport that a guest's drivers find them by     |
 //! | [`utc`]    | date and time of day                                                     |
 //!
 //! Every device that has state has it as a plain serde struct too, with `save` and `restore`.
@@ -21,7 +23,9 @@
 pub mod acpi;
 pub mod bus;
 pub mod legacy;
+pub mod pci;
 pub mod utc;
+pub mod virtio;
 
 mod limit;
 

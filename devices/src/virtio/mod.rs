@@ -1,0 +1,137 @@
+//! Virtio devices, and the transport that a guest's drivers find them by. Sections are those of VIRTIO 1.2.
+//!
+//! | file          | what lives there                                                         |
+//! |---------------|--------------------------------------------------------------------------|
+//! | `negotiation` | what every transport has: status, features, queue setup (2.1, 2.2, 3.1)    |
+//! | `ring`        | [`Ring`]: a split virtqueue (2.7) whose chains are checked as a whole       |
+//! | `worker`      | [`Worker`]: a device with the state that its transport and its loop share  |
+//! | [`pci`]       | the PCI transport (4.1)                                                   |
+//! | [`rng`]       | entropy device (5.4)                                                      |
+//!
+//! A [`VirtioDevice`] does not know its transport: it gets [`Ring`]s and an [`Interrupt`] when the driver is ready, and
+//! is asked to process a queue when the driver has kicked it. A guest that breaks the rules is told so by
+//! `DEVICE_NEEDS_RESET` (2.1.2), and nothing more happens until it resets the device.
+//!
+//! Lock order: a transport's state, then the worker, then what is inside an [`Interrupt`].
+
+mod negotiation;
+pub mod pci;
+mod ring;
+pub mod rng;
+mod worker;
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+pub use negotiation::{Negotiation, NegotiationState, Status, Step};
+pub use ring::{Broken, Buffer, Ring, RingState};
+pub use worker::{SharedWorker, Worker};
+
+/// Guest memory as devices see it.
+pub type Memory = vm_memory::GuestMemoryMmap<()>;
+
+/// Feature bits that are not a device's own (chapter 6).
+pub mod feature {
+    /// Indirect descriptors (2.7.5.3).
+    pub const INDIRECT_DESC: u64 = 1 << 28;
+    /// `used_event` and `avail_event` (2.7.7, 2.7.10).
+    pub const EVENT_IDX: u64 = 1 << 29;
+    /// Not a legacy device.
+    pub const VERSION_1: u64 = 1 << 32;
+    /// What every device here offers.
+    pub const COMMON: u64 = INDIRECT_DESC | EVENT_IDX | VERSION_1;
+}
+
+/// Device types (chapter 5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceType {
+    /// Entropy device (5.4).
+    Entropy,
+}
+
+impl DeviceType {
+    /// Number of the type.
+    pub fn id(self) -> u16 {
+        match self {
+            Self::Entropy => 4,
+        }
+    }
+
+    /// PCI class code, as firmware and `lspci` like to see it; drivers do not look (4.1.2.1).
+    pub fn pci_class(self) -> u32 {
+        match self {
+            // Encryption controller, other.
+            Self::Entropy => 0x10_8000,
+        }
+    }
+}
+
+/// How a device reaches its driver.
+pub trait Interrupt: Send + Sync {
+    /// Used buffers are in that queue (2.3, 4.1.5.1.3).
+    fn used(&self, queue: u16);
+    /// The device's configuration has changed (2.5, 4.1.5.1.4): its generation is another from now on.
+    fn config_changed(&self);
+    /// The driver has broken the rules: sets `DEVICE_NEEDS_RESET` and says so (2.1.2).
+    fn needs_reset(&self);
+}
+
+/// What a device gets when its driver is ready.
+pub struct Activation {
+    /// Guest memory.
+    pub memory: Memory,
+    /// The queues, by number; `None` for one that the driver does not use.
+    pub rings: Vec<Option<Ring>>,
+    /// Features that both sides have.
+    pub features: u64,
+    /// The way to the driver.
+    pub interrupt: Arc<dyn Interrupt>,
+}
+
+/// What is left to do after a queue was processed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Progress {
+    /// Nothing: the next kick will tell.
+    Done,
+    /// More, but it is somebody else's turn first.
+    More,
+}
+
+/// A device, whatever its transport.
+pub trait VirtioDevice: Send {
+    /// What it is.
+    fn device_type(&self) -> DeviceType;
+    /// The features that it offers.
+    fn features(&self) -> u64;
+    /// Largest size of each queue: powers of two.
+    fn queue_sizes(&self) -> &[u16];
+    /// Reads device-specific configuration (2.5). `data` is zeroed.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// Writes device-specific configuration.
+    fn write_config(&mut self, offset: u64, data: &[u8]);
+    /// The driver is ready (`DRIVER_OK`).
+    fn activate(&mut self, activation: Activation);
+    /// Processes a queue: a bounded piece of work. Without effect while the device is not active.
+    ///
+    /// # Errors
+    /// [`Broken`]: the driver has broken the rules. The device stands still until it is reset.
+    fn process(&mut self, queue: u16) -> Result<Progress, Broken>;
+    /// Back to the state before activation (2.4). Guest memory is not touched after this.
+    fn reset(&mut self);
+    /// The state to carry on from elsewhere.
+    fn save(&self) -> DeviceState;
+    /// Carries on from `state`; the device is active if it was.
+    fn restore(&mut self, state: &DeviceState);
+}
+
+/// Saved state of a device, beyond what its transport saves.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeviceState {
+    /// Of a [`rng::Entropy`].
+    Entropy(rng::EntropyState),
+}
+
+#[cfg(test)]
+mod testing;

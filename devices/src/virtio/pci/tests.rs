@@ -1,0 +1,427 @@
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use vmm_sys_util::eventfd::EFD_NONBLOCK;
+
+use super::signals::NO_VECTOR;
+use super::*;
+use crate::pci::MsiMessage;
+use crate::virtio::rng::Entropy;
+use crate::virtio::testing::{Driver, WRITE};
+use crate::virtio::{Progress, feature};
+
+const BAR: u32 = 0xf000_0000;
+/// Ends in the middle of where a BAR could be.
+const WINDOW: Range<u64> = 0xf000_0000..0xf00f_c000;
+
+/// What reached the outside, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Event {
+    Route(Vec<(u16, MsiMessage)>),
+    Trigger(u16),
+    Attach(u64),
+    Detach(u64),
+}
+
+#[derive(Clone, Default)]
+struct Outside {
+    events: Arc<Mutex<Vec<Event>>>,
+    fail: Arc<AtomicBool>,
+}
+
+impl Outside {
+    fn note(&self, event: Event) -> io::Result<()> {
+        self.events.lock().unwrap().push(event);
+        if self.fail.load(Ordering::Relaxed) {
+            return Err(io::Error::other("as the test wants it"));
+        }
+        Ok(())
+    }
+
+    fn take(&self) -> Vec<Event> {
+        std::mem::take(&mut self.events.lock().unwrap())
+    }
+}
+
+impl MsiSink for Outside {
+    fn route(&self, changes: &[(u16, MsiMessage)]) -> io::Result<()> {
+        self.note(Event::Route(changes.to_vec()))
+    }
+    fn trigger(&self, vector: u16) -> io::Result<()> {
+        self.note(Event::Trigger(vector))
+    }
+}
+
+impl Doorbells for Outside {
+    fn attach(&self, address: u64, _event: &EventFd) -> io::Result<()> {
+        self.note(Event::Attach(address))
+    }
+    fn detach(&self, address: u64, _event: &EventFd) -> io::Result<()> {
+        self.note(Event::Detach(address))
+    }
+}
+
+struct Rig {
+    function: Arc<VirtioPci>,
+    bus: Arc<Bus>,
+    worker: SharedWorker,
+    kicks: Arc<[EventFd]>,
+    outside: Outside,
+    driver: Driver,
+    bar: u64,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let bus = Arc::new(Bus::new());
+        let worker = SharedWorker::new(Box::new(Entropy::default()));
+        let kicks: Arc<[EventFd]> = Arc::new([EventFd::new(EFD_NONBLOCK).unwrap()]);
+        let (outside, driver) = (Outside::default(), Driver::new());
+        let function = VirtioPci::new(Parts {
+            slot: 3,
+            worker: worker.clone(),
+            kicks: kicks.clone(),
+            memory: driver.memory.clone(),
+            bus: Arc::downgrade(&bus),
+            window: WINDOW,
+            bar: BAR,
+            sink: Box::new(outside.clone()),
+            doorbells: Box::new(outside.clone()),
+        });
+        let bar = BAR.into();
+        let rig = Self {
+            function,
+            bus,
+            worker,
+            kicks,
+            outside,
+            driver,
+            bar,
+        };
+        let _ = rig.function.write_config(4, &[6, 0]);
+        rig
+    }
+
+    fn put(&self, offset: u64, data: &[u8]) -> Action {
+        self.bus.write(self.bar + offset, data)
+    }
+
+    fn get<const N: usize>(&self, offset: u64) -> [u8; N] {
+        let mut data = [0xaa; N];
+        self.bus.read(self.bar + offset, &mut data);
+        data
+    }
+
+    fn status(&self) -> u8 {
+        self.get::<1>(0x14)[0]
+    }
+
+    fn set_status(&self, status: u8) -> Action {
+        self.put(0x14, &[status])
+    }
+
+    fn agree(&self) {
+        let _ = self.set_status(1);
+        let _ = self.set_status(3);
+        for (select, bits) in [(0_u32, 0_u32), (1, 1)] {
+            let _ = self.put(0x08, &select.to_le_bytes());
+            let _ = self.put(0x0c, &bits.to_le_bytes());
+        }
+        let _ = self.set_status(11);
+        assert_eq!(self.status(), 11);
+    }
+
+    fn set_up_queue(&self) {
+        let setup = Driver::setup();
+        let _ = self.put(0x18, &setup.size.to_le_bytes());
+        for (index, area) in setup.areas.iter().enumerate() {
+            let at = 0x20 + 8 * index as u64;
+            let [low, high] = [*area as u32, (*area >> 32) as u32];
+            let _ = self.put(at, &low.to_le_bytes());
+            let _ = self.put(at + 4, &high.to_le_bytes());
+        }
+        let _ = self.put(0x1c, &1_u16.to_le_bytes());
+    }
+
+    /// MSI-X on, vector 0 for the configuration and 1 for the queue.
+    fn set_up_vectors(&self) {
+        let _ = self.function.write_config(0x42, &0xc000_u16.to_le_bytes());
+        for vector in 0..2_u32 {
+            let at = 0x4000 + 16 * u64::from(vector);
+            let _ = self.put(at, &0xfee0_0000_u32.to_le_bytes());
+            let _ = self.put(at + 8, &(0x30 + vector).to_le_bytes());
+            let _ = self.put(at + 12, &[0; 4]);
+        }
+        let _ = self.function.write_config(0x42, &0x8000_u16.to_le_bytes());
+        let _ = self.put(0x10, &0_u16.to_le_bytes());
+        let _ = self.put(0x1a, &1_u16.to_le_bytes());
+    }
+
+    fn live() -> Self {
+        let rig = Self::new();
+        rig.agree();
+        rig.set_up_vectors();
+        rig.set_up_queue();
+        assert_eq!(rig.outside.take(), [], "nothing before the driver is ready");
+        assert_eq!(rig.set_status(15), Action::DriverOk(3));
+        rig
+    }
+}
+
+fn message(data: u32) -> MsiMessage {
+    MsiMessage {
+        address: 0xfee0_0000,
+        data,
+    }
+}
+
+#[test]
+fn a_driver_that_does_all_right_gets_its_bytes() {
+    let rig = Rig::live();
+    let routes = vec![(0, message(0x30)), (1, message(0x31))];
+    let expected = [Event::Route(routes), Event::Attach(0xf000_3000)];
+    assert_eq!(rig.outside.take(), expected, "one batch of routes");
+    rig.driver.descriptor(0, 0x8000, 32, WRITE, 0);
+    rig.driver.offer(&[0]);
+    assert_eq!(rig.kicks[0].read().unwrap(), 1, "kicked once by itself");
+    let _ = rig.put(0x3000, &[0, 0]);
+    assert_eq!(rig.kicks[0].read().unwrap(), 1);
+    assert_eq!(rig.worker.lock().service(0), Progress::Done);
+    assert_eq!(rig.driver.used(), [(0, 32)]);
+    assert_eq!(rig.outside.take(), [Event::Trigger(1)]);
+    assert_eq!(
+        rig.get(0x1000),
+        [0],
+        "the ISR status is not used with MSI-X"
+    );
+}
+
+#[test]
+fn what_a_masked_vector_has_to_say_waits() {
+    let rig = Rig::live();
+    rig.outside.take();
+    let _ = rig.put(0x401c, &1_u32.to_le_bytes());
+    rig.driver.descriptor(0, 0x8000, 32, WRITE, 0);
+    rig.driver.offer(&[0]);
+    let _ = rig.worker.lock().service(0);
+    assert_eq!(rig.outside.take(), []);
+    assert_eq!(rig.get(0x5000), [2]);
+    let _ = rig.put(0x401c, &0_u32.to_le_bytes());
+    assert_eq!(rig.outside.take(), [Event::Trigger(1)], "and no new route");
+    assert_eq!(rig.get(0x5000), [0]);
+}
+
+#[test]
+fn the_bar_moves_and_its_doorbells_with_it() {
+    let mut rig = Rig::live();
+    rig.outside.take();
+    let _ = rig.function.write_config(0x10, &u32::MAX.to_le_bytes());
+    let mut size = [0; 4];
+    rig.function.read_config(0x10, &mut size);
+    assert_eq!(u32::from_le_bytes(size), !(VirtioPci::BAR_SIZE - 1));
+    assert_eq!(rig.get(0x14), [0xff], "gone from the bus");
+    let _ = rig
+        .function
+        .write_config(0x10, &0xf004_0000_u32.to_le_bytes());
+    rig.bar = 0xf004_0000;
+    assert_eq!(rig.status(), 15);
+    let moved = [Event::Detach(0xf000_3000), Event::Attach(0xf004_3000)];
+    assert_eq!(rig.outside.take(), moved);
+    let _ = rig.function.write_config(4, &[0, 0]);
+    assert_eq!(rig.get(0x14), [0xff], "decoding is off");
+    assert_eq!(rig.outside.take(), [Event::Detach(0xf004_3000)]);
+    // Out of the window, across its end, or over another device: nowhere.
+    rig.bus
+        .insert(0xf008_0000, 1, rig.function.clone())
+        .unwrap();
+    for address in [
+        0_u32,
+        0xc000_0000,
+        0xfee0_0000,
+        0xf00f_8000,
+        0xf008_0000,
+        0xf010_0000,
+    ] {
+        let _ = rig.function.write_config(0x10, &address.to_le_bytes());
+        let _ = rig.function.write_config(4, &[2, 0]);
+        assert_eq!(rig.outside.take(), [], "{address:#x}");
+        assert_eq!(rig.function.lock().mapped, None, "{address:#x}");
+        let _ = rig.function.write_config(4, &[0, 0]);
+    }
+}
+
+#[test]
+fn a_reset_stops_everything_and_another_start_works() {
+    let rig = Rig::live();
+    rig.outside.take();
+    let _ = rig.set_status(0);
+    assert_eq!(rig.status(), 0);
+    assert_eq!(rig.outside.take(), [Event::Detach(0xf000_3000)]);
+    assert_eq!(rig.get(0x1a), NO_VECTOR.to_le_bytes());
+    assert_eq!(rig.get(0x1c), [0, 0]);
+    rig.driver.descriptor(0, 0x8000, 32, WRITE, 0);
+    rig.driver.offer(&[0]);
+    assert_eq!(rig.worker.lock().service(0), Progress::Done);
+    assert!(rig.driver.used().is_empty());
+    rig.agree();
+    rig.set_up_queue();
+    assert_eq!(rig.set_status(15), Action::DriverOk(3));
+    let _ = rig.worker.lock().service(0);
+    assert_eq!(rig.driver.used(), [(0, 32)]);
+    // The vectors were not given again: no route changed, none fires.
+    assert_eq!(rig.outside.take(), [Event::Attach(0xf000_3000)]);
+}
+
+#[test]
+fn queues_that_cannot_be_need_a_reset() {
+    let rig = Rig::new();
+    rig.agree();
+    let _ = rig.put(0x1c, &1_u16.to_le_bytes());
+    assert_eq!(rig.status(), 11 | Status::NEEDS_RESET, "no addresses");
+    assert_eq!(rig.set_status(15), Action::Continue);
+    assert_eq!(rig.status(), 11 | Status::NEEDS_RESET);
+    let rig = Rig::new();
+    let _ = rig.put(0x1c, &1_u16.to_le_bytes());
+    assert_eq!(rig.status(), Status::NEEDS_RESET, "before the features");
+    // A ring that goes wrong later.
+    let rig = Rig::live();
+    rig.outside.take();
+    rig.driver.set_available(9);
+    assert_eq!(rig.worker.lock().service(0), Progress::Done);
+    assert_eq!(rig.status(), 15 | Status::NEEDS_RESET);
+    assert_eq!(
+        rig.outside.take(),
+        [Event::Trigger(0)],
+        "the driver hears of it"
+    );
+}
+
+#[test]
+fn vectors_and_queues_that_are_not_there_are_none() {
+    let rig = Rig::new();
+    for (offset, vector) in [(0x10, 2_u16), (0x1a, 2), (0x10, 0xfffe), (0x1a, NO_VECTOR)] {
+        let _ = rig.put(offset, &vector.to_le_bytes());
+        assert_eq!(rig.get(offset), NO_VECTOR.to_le_bytes());
+    }
+    let _ = rig.put(0x16, &1_u16.to_le_bytes());
+    assert_eq!((rig.get(0x18), rig.get(0x20)), ([0; 2], [0; 8]));
+    for offset in 0x18..0x38 {
+        let _ = rig.put(offset, &[0xff; 2]);
+        let _ = rig.put(offset, &[0xff; 4]);
+    }
+    assert_eq!(rig.get(0x1a), NO_VECTOR.to_le_bytes());
+    assert_eq!(rig.get(0x12), [1, 0], "one queue");
+}
+
+#[test]
+fn kicks_before_the_driver_is_ready_or_of_other_queues_are_lost() {
+    let rig = Rig::new();
+    let _ = rig.put(0x3000, &[0, 0]);
+    assert!(rig.kicks[0].read().is_err());
+    let rig = Rig::live();
+    rig.kicks[0].read().unwrap();
+    for offset in [0x3004, 0x3ffc, 0x3fff, 0x6000, 0x7ffe] {
+        let _ = rig.put(offset, &[0, 0]);
+    }
+    assert!(rig.kicks[0].read().is_err());
+}
+
+#[test]
+fn the_configuration_window_reaches_the_bar() {
+    let rig = Rig::new();
+    // The last capability: bar, offset and length, then the data.
+    let at = rig.function.capabilities.access_data() - 16;
+    let access = |offset: u32, len: u32| {
+        let _ = rig.function.write_config(at + 8, &offset.to_le_bytes());
+        let _ = rig.function.write_config(at + 12, &len.to_le_bytes());
+    };
+    let mut data = [0xaa; 2];
+    access(0x12, 2);
+    rig.function.read_config(at + 16, &mut data);
+    assert_eq!(data, [1, 0], "number of queues");
+    access(0x14, 1);
+    let _ = rig.function.write_config(at + 16, &[1]);
+    assert_eq!(rig.status(), 1);
+    for (offset, len) in [
+        (0x14, 0),
+        (0x14, 3),
+        (0x13, 2),
+        (u32::MAX, 1),
+        (0x8000, 4),
+        (0x14, u32::MAX),
+    ] {
+        access(offset, len);
+        let _ = rig.function.write_config(at + 16, &[0; 4]);
+        rig.function.read_config(at + 16, &mut [0; 4]);
+    }
+    access(0x14, 1);
+    let _ = rig.function.write_config(at + 4, &[1]);
+    let _ = rig.function.write_config(at + 16, &[3]);
+    assert_eq!(rig.status(), 1, "another BAR");
+}
+
+#[test]
+fn without_msix_the_isr_status_tells_once() {
+    let rig = Rig::new();
+    rig.agree();
+    rig.set_up_queue();
+    let _ = rig.set_status(15);
+    rig.driver.descriptor(0, 0x8000, 32, WRITE, 0);
+    rig.driver.offer(&[0]);
+    let _ = rig.worker.lock().service(0);
+    assert_eq!((rig.get(0x1000), rig.get(0x1000)), ([1], [0]));
+}
+
+#[test]
+fn failures_outside_are_not_fatal_and_accesses_of_any_shape_are_harmless() {
+    let rig = Rig::new();
+    rig.outside.fail.store(true, Ordering::Relaxed);
+    let mut seed = 1_u64;
+    for _ in 0..200_000 {
+        // A cheap generator is random enough here.
+        seed = seed
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        let bits = seed >> 16;
+        let len = [1, 2, 4, 8][(bits & 3) as usize];
+        let offset = (bits >> 2) & if bits & 4 == 0 { 0x3f } else { 0x7fff };
+        let value = (bits >> 20).to_le_bytes();
+        let mut data = [0; 8];
+        match (bits >> 40) & 7 {
+            0 => rig.bus.read(rig.bar + offset, &mut data[..len]),
+            1 => rig
+                .function
+                .read_config(offset as u16 & 0xfff, &mut data[..len]),
+            // Not the command register and the BAR, so that the function stays where it is.
+            2 => drop(
+                rig.function
+                    .write_config((0x40 + offset as u16 % 0xfc0) & 0xfff, &value[..len]),
+            ),
+            3 => drop(rig.worker.lock().service((offset & 1) as u16)),
+            _ => drop(rig.put(offset, &value[..len])),
+        }
+    }
+    let _ = rig.set_status(0);
+    assert_eq!(rig.status(), 0);
+}
+
+#[test]
+fn what_is_saved_carries_on() {
+    let rig = Rig::live();
+    rig.driver.descriptor(0, 0x8000, 32, WRITE, 0);
+    rig.driver.offer(&[0]);
+    let _ = rig.worker.lock().service(0);
+    let saved = rig.function.save();
+    let text = serde_json::to_string(&saved).unwrap();
+    let mut other = Rig::new();
+    let _ = other.function.write_config(4, &[0, 0]);
+    other.outside.take();
+    // The same guest memory.
+    other.driver = Driver::new();
+    other
+        .function
+        .restore(&serde_json::from_str(&text).unwrap());
+    assert_eq!(other.status(), 15);
+    assert!(other.outside.take().contains(&Event::Attach(0xf000_3000)));
+    assert_eq!(other.function.save(), saved);
+    assert_eq!(saved.negotiation.accepted, feature::VERSION_1);
+}

@@ -1,0 +1,285 @@
+//! A split virtqueue (2.7) whose chains are checked as a whole before a device sees them.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{GuestAddress, GuestMemory, Permissions};
+
+use super::negotiation::QueueSetup;
+use super::{Memory, feature};
+
+/// The driver has broken the rules, in that way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the driver has broken the rules: {0}")]
+pub struct Broken(pub &'static str);
+
+impl Broken {
+    fn ring(_error: virtio_queue::Error) -> Self {
+        Self("the ring's indices or addresses are impossible")
+    }
+}
+
+/// A buffer of a chain: guest memory that is all there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Buffer {
+    /// First address.
+    pub address: GuestAddress,
+    /// Bytes.
+    pub len: u32,
+    /// Whether the device may write to it; it may only read from it otherwise.
+    pub writable: bool,
+}
+
+/// A virtqueue in use.
+#[derive(Debug)]
+pub struct Ring {
+    queue: Queue,
+    memory: Arc<Memory>,
+}
+
+/// Saved position of a [`Ring`]. The rest of it is part of the transport's state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RingState {
+    /// Next available entry.
+    pub next_avail: u16,
+    /// Next used entry.
+    pub next_used: u16,
+}
+
+impl Ring {
+    /// A queue that the driver has set up.
+    ///
+    /// # Errors
+    /// [`Broken`]: its size or addresses are impossible (2.7, 2.7.1).
+    pub fn new(setup: &QueueSetup, features: u64, memory: &Memory) -> Result<Self, Broken> {
+        let bad = |_| Broken("a queue's size or alignment is impossible");
+        let mut queue = Queue::new(setup.max).map_err(bad)?;
+        queue.try_set_size(setup.size).map_err(bad)?;
+        let [table, driver, device] = setup.areas.map(GuestAddress);
+        queue.try_set_desc_table_address(table).map_err(bad)?;
+        queue.try_set_avail_ring_address(driver).map_err(bad)?;
+        queue.try_set_used_ring_address(device).map_err(bad)?;
+        queue.set_event_idx(features & feature::EVENT_IDX != 0);
+        queue.set_ready(true);
+        let size = usize::from(setup.size);
+        let there = memory.check_range(table, 16 * size, Permissions::Read)
+            && memory.check_range(driver, 6 + 2 * size, Permissions::Read)
+            && memory.check_range(device, 6 + 8 * size, Permissions::Write);
+        // Address 0 counts as not set.
+        if !there || setup.areas.contains(&0) {
+            return Err(Broken("a queue is not in memory"));
+        }
+        Ok(Self {
+            queue,
+            memory: Arc::new(memory.clone()),
+        })
+    }
+
+    /// Takes the next chain: its head, with its buffers in `buffers`. `None` if there is none.
+    ///
+    /// # Errors
+    /// [`Broken`]: the chain loops, leaves the table or memory, is longer than the queue (2.7.5.3.1), or has a
+    /// readable buffer behind a writable one (2.7.4.2).
+    pub fn pop(&mut self, buffers: &mut Vec<Buffer>) -> Result<Option<u16>, Broken> {
+        buffers.clear();
+        let size = self.queue.size();
+        let memory = self.memory.clone();
+        let mut heads = self.queue.iter(memory).map_err(Broken::ring)?;
+        let Some(chain) = heads.next() else {
+            return Ok(None);
+        };
+        let head = chain.head_index();
+        let mut ends = false;
+        for descriptor in chain {
+            let buffer = Buffer {
+                address: descriptor.addr(),
+                len: descriptor.len(),
+                writable: descriptor.is_write_only(),
+            };
+            if buffers.len() >= usize::from(size) {
+                return Err(Broken("a chain is longer than its queue"));
+            }
+            if !buffer.writable && buffers.last().is_some_and(|last| last.writable) {
+                return Err(Broken("a readable buffer is behind a writable one"));
+            }
+            let access = if buffer.writable {
+                Permissions::Write
+            } else {
+                Permissions::Read
+            };
+            let len = buffer.len as usize;
+            if len != 0 && !self.memory.check_range(buffer.address, len, access) {
+                return Err(Broken("a buffer is not in memory"));
+            }
+            ends = !descriptor.has_next();
+            buffers.push(buffer);
+        }
+        if !ends {
+            return Err(Broken("a chain has no end, or leaves its table"));
+        }
+        Ok(Some(head))
+    }
+
+    /// Gives a chain back, with `len` bytes written to it (2.7.8).
+    ///
+    /// # Errors
+    /// [`Broken`]: the used ring cannot be written.
+    pub fn give_back(&mut self, head: u16, len: u32) -> Result<(), Broken> {
+        self.queue
+            .add_used(&*self.memory, head, len)
+            .map_err(Broken::ring)
+    }
+
+    /// Whether the driver wants to hear of what was given back (2.7.7).
+    ///
+    /// # Errors
+    /// [`Broken`]: the ring cannot be read.
+    pub fn wants_interrupt(&mut self) -> Result<bool, Broken> {
+        self.queue
+            .needs_notification(&*self.memory)
+            .map_err(Broken::ring)
+    }
+
+    /// Asks for a kick when something becomes available (2.7.10). True if something is already.
+    ///
+    /// # Errors
+    /// [`Broken`]: the ring cannot be used.
+    pub fn ask_for_kick(&mut self) -> Result<bool, Broken> {
+        self.queue
+            .enable_notification(&*self.memory)
+            .map_err(Broken::ring)
+    }
+
+    /// Its position.
+    pub fn save(&self) -> RingState {
+        RingState {
+            next_avail: self.queue.next_avail(),
+            next_used: self.queue.next_used(),
+        }
+    }
+
+    /// Carries on from `state`.
+    pub fn restore(&mut self, state: RingState) {
+        self.queue.set_next_avail(state.next_avail);
+        self.queue.set_next_used(state.next_used);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Driver, NEXT, WRITE};
+    use super::*;
+
+    const INDIRECT: u16 = 4;
+
+    fn pop(driver: &Driver) -> Result<Option<(u16, Vec<Buffer>)>, Broken> {
+        let mut buffers = Vec::new();
+        let head = driver.ring().pop(&mut buffers)?;
+        Ok(head.map(|head| (head, buffers)))
+    }
+
+    #[test]
+    fn chains_of_legal_shapes_come_whole() {
+        let driver = Driver::new();
+        assert_eq!(pop(&driver), Ok(None));
+        driver.descriptor(3, 0x8000, 10, NEXT, 5);
+        driver.descriptor(5, 0x9000, 0, NEXT | WRITE, 0);
+        driver.descriptor(0, 0x9000, 20, WRITE, 0);
+        driver.offer(&[3]);
+        let (head, buffers) = pop(&driver).unwrap().unwrap();
+        let lengths: Vec<_> = buffers.iter().map(|b| (b.len, b.writable)).collect();
+        assert_eq!(
+            (head, lengths),
+            (3, vec![(10, false), (0, true), (20, true)])
+        );
+        // The same through an indirect table (2.7.5.3).
+        driver.descriptor_at(0xa000, 0, 0x8000, 7, NEXT, 1);
+        driver.descriptor_at(0xa000, 1, 0x9000, 8, WRITE, 0);
+        driver.descriptor(3, 0xa000, 32, INDIRECT, 0);
+        let (_, buffers) = pop(&driver).unwrap().unwrap();
+        assert_eq!(buffers.len(), 2);
+    }
+
+    #[test]
+    fn chains_of_illegal_shapes_are_refused() {
+        type Spoil = fn(&Driver);
+        let ways: [(&str, Spoil); 11] = [
+            ("loop", |d| d.descriptor(0, 0x8000, 1, NEXT, 0)),
+            ("next beyond the table", |d| {
+                d.descriptor(0, 0x8000, 1, NEXT, 8)
+            }),
+            ("not in memory", |d| {
+                d.descriptor(0, 0xffff_0000, 1, WRITE, 0)
+            }),
+            ("end beyond memory", |d| {
+                d.descriptor(0, 0x1_fff0, 17, WRITE, 0)
+            }),
+            ("4 GiB", |d| d.descriptor(0, 0x8000, u32::MAX, WRITE, 0)),
+            ("address overflow", |d| d.descriptor(0, u64::MAX, 2, 0, 0)),
+            ("empty indirect table", |d| {
+                d.descriptor(0, 0xa000, 0, INDIRECT, 0)
+            }),
+            ("odd indirect table", |d| {
+                d.descriptor(0, 0xa000, 17, INDIRECT, 0)
+            }),
+            ("indirect table nowhere", |d| {
+                d.descriptor(0, 0xffff_0000, 16, INDIRECT, 0);
+            }),
+            ("indirect in indirect", |d| {
+                d.descriptor_at(0xa000, 0, 0xa000, 16, INDIRECT, 0);
+                d.descriptor(0, 0xa000, 16, INDIRECT, 0);
+            }),
+            ("readable behind writable", |d| {
+                d.descriptor(0, 0x8000, 1, NEXT | WRITE, 1);
+                d.descriptor(1, 0x8000, 1, 0, 0);
+            }),
+        ];
+        for (name, spoil) in ways {
+            let driver = Driver::new();
+            spoil(&driver);
+            driver.offer(&[0]);
+            assert!(pop(&driver).is_err(), "{name}");
+        }
+        // Indirect chains may not be longer than the queue.
+        let driver = Driver::new();
+        for index in 0..9 {
+            driver.descriptor_at(
+                0xa000,
+                index,
+                0x8000,
+                1,
+                if index < 8 { NEXT } else { 0 },
+                index + 1,
+            );
+        }
+        driver.descriptor(0, 0xa000, 9 * 16, INDIRECT, 0);
+        driver.offer(&[0]);
+        assert!(pop(&driver).is_err());
+    }
+
+    #[test]
+    fn impossible_indices_are_refused() {
+        let driver = Driver::new();
+        driver.offer(&[8]);
+        assert!(pop(&driver).is_err(), "head beyond the table");
+        let driver = Driver::new();
+        driver.set_available(9);
+        assert!(pop(&driver).is_err(), "more than the ring holds");
+    }
+
+    #[test]
+    fn a_position_is_saved_and_restored() {
+        let driver = Driver::new();
+        driver.descriptor(0, 0x8000, 1, WRITE, 0);
+        driver.offer(&[0]);
+        let mut ring = driver.ring();
+        let head = ring.pop(&mut Vec::new()).unwrap().unwrap();
+        ring.give_back(head, 1).unwrap();
+        let saved = ring.save();
+        let mut other = driver.ring();
+        other.restore(saved);
+        assert_eq!(other.pop(&mut Vec::new()), Ok(None));
+        assert_eq!(other.save(), saved);
+    }
+}

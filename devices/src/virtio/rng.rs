@@ -1,0 +1,268 @@
+//! Entropy device (5.4): fills the driver's buffers with random bytes of the host's kernel.
+
+use std::io;
+
+use serde::{Deserialize, Serialize};
+use vm_memory::Bytes;
+
+use super::{
+    Activation, Broken, Buffer, DeviceState, DeviceType, Progress, Ring, RingState, VirtioDevice,
+    feature,
+};
+use crate::limit::LogLimit;
+
+/// Most bytes that one chain gets. A longer one is given back partly filled, which the driver is told.
+const MOST_BYTES: usize = 64 << 10;
+/// Chains that are served before it is another device's turn.
+const CHAINS_A_TURN: usize = 16;
+/// Bytes that are fetched at once.
+const PIECE: usize = 4096;
+/// Largest size of the queue.
+const QUEUE_SIZE: u16 = 256;
+
+/// The device.
+#[derive(Default)]
+pub struct Entropy {
+    active: Option<(Activation, Ring)>,
+    buffers: Vec<Buffer>,
+    limit: LogLimit,
+}
+
+/// Saved [`Entropy`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EntropyState {
+    /// Position in the queue, if the device was active.
+    pub ring: Option<RingState>,
+}
+
+impl VirtioDevice for Entropy {
+    fn device_type(&self) -> DeviceType {
+        DeviceType::Entropy
+    }
+
+    fn features(&self) -> u64 {
+        feature::COMMON
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE]
+    }
+
+    fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
+
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+
+    fn activate(&mut self, mut activation: Activation) {
+        let ring = activation.rings.first_mut().and_then(Option::take);
+        self.active = ring.map(|ring| (activation, ring));
+    }
+
+    fn process(&mut self, queue: u16) -> Result<Progress, Broken> {
+        let Some((activation, ring)) = self.active.as_mut().filter(|_| queue == 0) else {
+            return Ok(Progress::Done);
+        };
+        let mut progress = Progress::More;
+        let mut served = false;
+        for _ in 0..CHAINS_A_TURN {
+            let Some(head) = ring.pop(&mut self.buffers)? else {
+                if !ring.ask_for_kick()? {
+                    progress = Progress::Done;
+                    break;
+                }
+                continue;
+            };
+            let len = fill(activation, &self.buffers, &self.limit)?;
+            ring.give_back(head, len)?;
+            served = true;
+        }
+        if served && ring.wants_interrupt()? {
+            activation.interrupt.used(queue);
+        }
+        Ok(progress)
+    }
+
+    fn reset(&mut self) {
+        self.active = None;
+        self.buffers = Vec::new();
+    }
+
+    fn save(&self) -> DeviceState {
+        let ring = self.active.as_ref().map(|(_, ring)| ring.save());
+        DeviceState::Entropy(EntropyState { ring })
+    }
+
+    fn restore(&mut self, state: &DeviceState) {
+        let DeviceState::Entropy(state) = state;
+        if let (Some((_, ring)), Some(position)) = (&mut self.active, state.ring) {
+            ring.restore(position);
+        }
+    }
+}
+
+/// Fills a chain, up to [`MOST_BYTES`]. Returns how many bytes it has got.
+fn fill(activation: &Activation, buffers: &[Buffer], limit: &LogLimit) -> Result<u32, Broken> {
+    let mut piece = [0; PIECE];
+    let mut total = 0;
+    for buffer in buffers {
+        // 5.4.6.1: the driver gives no readable buffers.
+        if !buffer.writable {
+            return Err(Broken("a readable buffer is in the entropy queue"));
+        }
+        let mut at = buffer.address;
+        let mut left = (buffer.len as usize).min(MOST_BYTES - total);
+        while left > 0 {
+            let bytes = &mut piece[..left.min(PIECE)];
+            if let Err(error) = get_random(bytes) {
+                if limit.allow() {
+                    log::error!("cannot get random bytes: {error}");
+                }
+                return Ok(total as u32);
+            }
+            let bad = |_| Broken("a buffer is not in memory");
+            activation.memory.write_slice(bytes, at).map_err(bad)?;
+            total += bytes.len();
+            left -= bytes.len();
+            // The buffer is in memory, so its addresses do not overflow.
+            at.0 = at.0.wrapping_add(bytes.len() as u64);
+        }
+    }
+    Ok(total as u32)
+}
+
+/// Fills all of `bytes`, by the kernel's generator.
+fn get_random(bytes: &mut [u8]) -> io::Result<()> {
+    let mut done = 0;
+    while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        // SAFETY: the kernel writes at most `rest.len()` bytes to `rest`.
+        let got = unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) };
+        match usize::try_from(got) {
+            Ok(got) => done += got,
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use vm_memory::GuestAddress;
+
+    use super::super::testing::{Driver, NEXT, WRITE};
+    use super::super::{Interrupt, SharedWorker};
+    use super::*;
+
+    #[derive(Default)]
+    struct Counts {
+        used: AtomicU32,
+        broken: AtomicU32,
+    }
+
+    impl Interrupt for Counts {
+        fn used(&self, _queue: u16) {
+            self.used.fetch_add(1, Ordering::Relaxed);
+        }
+        fn config_changed(&self) {}
+        fn needs_reset(&self) {
+            self.broken.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn started(driver: &Driver) -> (SharedWorker, Arc<Counts>) {
+        let worker = SharedWorker::new(Box::new(Entropy::default()));
+        let counts = Arc::new(Counts::default());
+        worker.lock().start(Activation {
+            memory: driver.memory.clone(),
+            rings: vec![Some(driver.ring())],
+            features: feature::COMMON,
+            interrupt: counts.clone(),
+        });
+        (worker, counts)
+    }
+
+    #[test]
+    fn scattered_buffers_are_filled() {
+        let driver = Driver::new();
+        driver.descriptor(0, 0x8000, 5000, WRITE | NEXT, 1);
+        driver.descriptor(1, 0xa000, 0, WRITE | NEXT, 2);
+        driver.descriptor(2, 0xb000, 64, WRITE, 0);
+        driver.offer(&[0]);
+        let (worker, counts) = started(&driver);
+        assert_eq!(worker.lock().service(0), Progress::Done);
+        assert_eq!(driver.used(), [(0, 5064)]);
+        assert_eq!(counts.used.load(Ordering::Relaxed), 1);
+        let mut bytes = [0; 64];
+        driver
+            .memory
+            .read_slice(&mut bytes, GuestAddress(0xb000))
+            .unwrap();
+        assert!(bytes.iter().any(|byte| *byte != 0));
+        let mut after = [0; 64];
+        let end = GuestAddress(0x8000 + 5000);
+        driver.memory.read_slice(&mut after, end).unwrap();
+        assert_eq!(after, [0; 64], "nothing behind the buffer");
+        assert_eq!(worker.lock().service(0), Progress::Done);
+        assert_eq!(worker.lock().service(7), Progress::Done);
+        assert_eq!(counts.used.load(Ordering::Relaxed), 1, "nothing new");
+    }
+
+    #[test]
+    fn a_chain_gets_only_so_much() {
+        let driver = Driver::new();
+        for index in 0..8 {
+            let flags = if index < 7 { WRITE | NEXT } else { WRITE };
+            driver.descriptor(index, 0x8000, 0x1_0000, flags, index + 1);
+        }
+        driver.offer(&[0]);
+        let (worker, _) = started(&driver);
+        let _ = worker.lock().service(0);
+        assert_eq!(driver.used(), [(0, MOST_BYTES as u32)]);
+    }
+
+    #[test]
+    fn a_driver_that_breaks_the_rules_must_reset() {
+        let driver = Driver::new();
+        driver.descriptor(0, 0x8000, 16, 0, 0);
+        driver.offer(&[0]);
+        let (worker, counts) = started(&driver);
+        for _ in 0..3 {
+            assert_eq!(worker.lock().service(0), Progress::Done);
+        }
+        assert_eq!(counts.broken.load(Ordering::Relaxed), 1);
+        assert!(driver.used().is_empty());
+        worker.lock().stop();
+        assert_eq!(worker.lock().service(0), Progress::Done);
+    }
+
+    #[test]
+    fn a_queue_that_never_ends_does_not_keep_the_loop() {
+        let driver = Driver::new();
+        driver.descriptor(0, 0x8000, 16, WRITE, 0);
+        driver.offer(&[0; 8]);
+        let (worker, _) = started(&driver);
+        // The driver offers everything again before the device can come to an end.
+        let mut rounds = 0_u16;
+        for turn in 0..10_u16 {
+            driver.set_available(8 + 8 * turn);
+            let _ = worker.lock().service(0);
+            rounds += 1;
+        }
+        assert_eq!(rounds, 10);
+        assert_eq!(
+            worker.lock().device().save(),
+            DeviceState::Entropy(EntropyState {
+                ring: Some(RingState {
+                    next_avail: 80,
+                    next_used: 80
+                }),
+            })
+        );
+    }
+}

@@ -1,0 +1,72 @@
+//! A device with the state that its transport and its loop share.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::{Activation, Interrupt, Progress, VirtioDevice};
+use crate::limit::LogLimit;
+
+/// A device, and whether it runs.
+pub struct Worker {
+    device: Box<dyn VirtioDevice>,
+    /// While the device runs.
+    interrupt: Option<Arc<dyn Interrupt>>,
+    limit: LogLimit,
+}
+
+/// The worker as its transport (on vCPU threads) and its loop hold it.
+#[derive(Clone)]
+pub struct SharedWorker(Arc<Mutex<Worker>>);
+
+impl SharedWorker {
+    /// Of a device that does not run yet.
+    pub fn new(device: Box<dyn VirtioDevice>) -> Self {
+        Self(Arc::new(Mutex::new(Worker {
+            device,
+            interrupt: None,
+            limit: LogLimit::default(),
+        })))
+    }
+
+    /// Takes it, for a bounded time.
+    pub fn lock(&self) -> MutexGuard<'_, Worker> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Worker {
+    /// The device.
+    pub fn device(&mut self) -> &mut dyn VirtioDevice {
+        &mut *self.device
+    }
+
+    /// Starts the device.
+    pub fn start(&mut self, activation: Activation) {
+        self.interrupt = Some(activation.interrupt.clone());
+        self.device.activate(activation);
+    }
+
+    /// Stops and resets the device. It touches guest memory no more.
+    pub fn stop(&mut self) {
+        self.interrupt = None;
+        self.device.reset();
+    }
+
+    /// Does a bounded piece of a queue's work. A driver that has broken the rules is told, and the device stands still.
+    pub fn service(&mut self, queue: u16) -> Progress {
+        let Some(interrupt) = &self.interrupt else {
+            return Progress::Done;
+        };
+        match self.device.process(queue) {
+            Ok(progress) => progress,
+            Err(broken) => {
+                if self.limit.allow() {
+                    let kind = self.device.device_type();
+                    log::warn!("{kind:?} device, queue {queue}: {broken}; it needs a reset");
+                }
+                interrupt.needs_reset();
+                self.interrupt = None;
+                Progress::Done
+            }
+        }
+    }
+}
