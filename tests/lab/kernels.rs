@@ -87,7 +87,7 @@ pub fn boot_with_cache(kernel: Kernel, format: Format, test: &str, cache: &Path)
         Format::BzImage => "bzimage",
     };
     let initramfs = match test {
-        "powerbutton" => format!("initramfs-test-{}", kernel.name),
+        "powerbutton" | "rng" => format!("initramfs-test-{}", kernel.name),
         _ => "initramfs-test".to_owned(),
     };
     VmBuilder::with_kernel(found(&format!("{file}-{}", kernel.name)))

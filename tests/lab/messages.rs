@@ -3,7 +3,7 @@
 use crate::kernels::{Format, Kernel, boot};
 
 /// Words of a kernel that finds something wrong.
-const COMPLAINTS: [&str; 15] = [
+pub const COMPLAINTS: [&str; 15] = [
     "Unable to",
     "BUG",
     "WARNING:",
@@ -24,7 +24,7 @@ const COMPLAINTS: [&str; 15] = [
 /// Complaints that are not about the machine: advice on a weakness of the host's CPU, which the guest shares; and the size of
 /// the XSAVE area, in the lab: its emulated CPU does not let KVM see XSETBV, so CPUID 0xd keeps the size that it had before
 /// (a guest of QEMU's says the same there).
-const EXPECTED: [&str; 2] = [
+pub const EXPECTED: [&str; 2] = [
     "Speculative Return Stack Overflow: WARNING: See",
     "arch/x86/kernel/fpu/xstate.c",
 ];

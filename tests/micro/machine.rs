@@ -30,10 +30,16 @@ guest!(
 const COUNTER: GuestAddress = GuestAddress(0xf000);
 
 fn build(code: &[u8], dir: &TempDir) -> Machine {
+    build_with(code, dir, |_| {})
+}
+
+/// A machine of 16 MiB, with what `change` makes of its configuration.
+pub fn build_with(code: &[u8], dir: &TempDir, change: impl FnOnce(&mut VmConfig)) -> Machine {
     let kernel = dir.path().join("vmlinux");
     fs::write(&kernel, Elf::new(code).to_bytes()).unwrap();
     let mut config = VmConfig::new(BootSource::new(kernel));
     config.machine_config.mem_size_mib = 16;
+    change(&mut config);
     let host = Host {
         kernel_cache: dir.path().join("cache"),
         boot_timer: false,

@@ -6,6 +6,7 @@
 //! | `serial`    | output whole and exact; input with back-pressure                                 |
 //! | `exits`     | every way in which a machine ends, and its exit code                             |
 //! | `devices`   | debug port, clock, boot timer, string I/O, interrupts                            |
+//! | `pci`       | virtio over PCI: a driver in good order, hostile ones, and pause                  |
 //! | `signals`   | the power button, and stopping at once                                           |
 //! | `terminal`  | a terminal is raw while the guest runs, and always given back                    |
 //! | `machine`   | pause and resume, several vCPUs, memory of the process                           |
@@ -20,6 +21,7 @@ mod devices;
 mod exits;
 mod guest;
 mod machine;
+mod pci;
 mod serial;
 mod signals;
 mod terminal;

@@ -23,8 +23,8 @@ declare -A kernel_package=(
     [6.1-cloud]=linux-image-cloud-amd64
     [6.12]=linux-image-6.12-amd64
 )
-# What `powerbutton` in the test guest needs, where the kernel has it as a module.
-test_modules=(button evdev)
+# What `powerbutton` and `rng` in the test guest need, where the kernel has it as a module.
+test_modules=(button evdev virtio-rng)
 
 artifact_names() {
     local flavour

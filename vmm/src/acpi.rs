@@ -1,6 +1,6 @@
 //! The ACPI tables: hardware-reduced, in one block of low memory.
 //!
-//! ACPI 6.5: 5.2.5 (RSDP), 5.2.8 (XSDT), 5.2.9 (FADT), 5.2.12 (MADT), 5.2.11 (DSDT), 4.1 (hardware-reduced ACPI).
+//! ACPI 6.5: 5.2.5 (RSDP), 5.2.8 (XSDT), 5.2.9 (FADT), 5.2.12 (MADT), 5.2.11 (DSDT), 5.2.6 (MCFG), 4.1 (hardware-reduced ACPI).
 //! The registers that the tables point to are in [`devices::acpi`]. Tables and AML are encoded by the `acpi_tables`
 //! crate; a test has the result checked by Intel's `iasl`.
 
@@ -82,12 +82,12 @@ impl Tables {
     }
 }
 
-/// Writes the tables for a machine with `vcpus` vCPUs at [`layout::RSDP`].
+/// Writes the tables for a machine with `vcpus` vCPUs, and with a PCI bus or without, at [`layout::RSDP`].
 ///
 /// # Errors
 /// [`AcpiError`].
-pub fn write(memory: &GuestMemory, vcpus: u8) -> Result<(), AcpiError> {
-    let bytes = build(vcpus);
+pub fn write(memory: &GuestMemory, vcpus: u8, pci: bool) -> Result<(), AcpiError> {
+    let bytes = build(vcpus, pci);
     let space = layout::ACPI_END - layout::RSDP;
     if bytes.len() as u64 > space {
         return Err(AcpiError::NoSpace {
@@ -98,14 +98,17 @@ pub fn write(memory: &GuestMemory, vcpus: u8) -> Result<(), AcpiError> {
     Ok(memory.write_slice(&bytes, GuestAddress(layout::RSDP))?)
 }
 
-fn build(vcpus: u8) -> Vec<u8> {
+fn build(vcpus: u8, pci: bool) -> Vec<u8> {
     let mut tables = Tables::new();
-    let dsdt = tables.append(&dsdt());
+    let dsdt = tables.append(&dsdt(pci));
     let fadt = tables.append(&fadt(dsdt));
     let madt = tables.append(&madt(vcpus));
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
+    if pci {
+        xsdt.add_entry(tables.append(&pci::mcfg()));
+    }
     let xsdt = tables.append(&xsdt);
     tables.finish(xsdt)
 }
@@ -153,10 +156,13 @@ fn madt(vcpus: u8) -> impl Aml {
     madt
 }
 
-fn dsdt() -> Sdt {
+fn dsdt(pci: bool) -> Sdt {
     let mut aml = Vec::new();
     s5().to_aml_bytes(&mut aml);
     system_bus(&mut aml);
+    if pci {
+        pci::host_bridge(&mut aml);
+    }
     let mut table = Sdt::new(
         *b"DSDT",
         36,
@@ -254,5 +260,6 @@ fn system_bus(aml: &mut Vec<u8>) {
     .to_aml_bytes(aml);
 }
 
+mod pci;
 #[cfg(test)]
 mod tests;

@@ -9,6 +9,7 @@
 //! | 66   | triple fault                                                                      |
 //! | 67   | KVM could not go on (`KVM_EXIT_INTERNAL_ERROR`, `KVM_EXIT_FAIL_ENTRY`)            |
 //! | 68   | a vCPU was lost: `KVM_RUN` failed, or its thread ended                            |
+//! | 69   | the devices were lost: their thread cannot go on                                  |
 //! | 129, 130, 131, 143 | stopped by SIGHUP, SIGINT, SIGQUIT, SIGTERM without waiting for the guest any longer |
 //! | 134  | the VM process found itself broken and gave up (a bug: SIGABRT)                   |
 //! | 152  | the configuration is not valid                                                    |
@@ -57,6 +58,11 @@ pub enum ExitReason {
         /// What happened to it.
         detail: String,
     },
+    /// The thread that serves the devices cannot go on.
+    DevicesLost {
+        /// What happened to it.
+        detail: String,
+    },
     /// A signal asked for the end and the guest did not switch itself off in time.
     Stopped {
         /// Number of the signal.
@@ -84,6 +90,7 @@ impl ExitReason {
             Self::TripleFault { .. } => 66,
             Self::InternalError { .. } => 67,
             Self::VcpuLost { .. } => 68,
+            Self::DevicesLost { .. } => 69,
             // Signal numbers are below 128.
             Self::Stopped { signal } => 128_u8.saturating_add(*signal as u8),
         }
@@ -104,6 +111,7 @@ impl fmt::Display for ExitReason {
                 write!(f, "KVM could not go on with vCPU {vcpu}: {detail}")
             }
             Self::VcpuLost { vcpu, detail } => write!(f, "vCPU {vcpu} was lost: {detail}"),
+            Self::DevicesLost { detail } => write!(f, "the devices were lost: {detail}"),
             Self::Stopped { signal } => {
                 write!(
                     f,
@@ -133,6 +141,9 @@ mod tests {
                 vcpu: 0,
                 detail: String::new(),
             },
+            ExitReason::DevicesLost {
+                detail: String::new(),
+            },
             ExitReason::Stopped {
                 signal: libc::SIGINT,
             },
@@ -141,10 +152,10 @@ mod tests {
             },
         ];
         let mut codes: Vec<u8> = ways.iter().map(ExitReason::code).collect();
-        assert_eq!(codes, [0, 64, 65, 66, 67, 68, 130, 143]);
+        assert_eq!(codes, [0, 64, 65, 66, 67, 68, 69, 130, 143]);
         codes.extend([HOST_ERROR, BAD_CONFIGURATION, BAD_ARGUMENTS]);
         codes.sort_unstable();
         codes.dedup();
-        assert_eq!(codes.len(), 11);
+        assert_eq!(codes.len(), 12);
     }
 }

@@ -14,7 +14,16 @@
 //! | 0xffff0   | 0x100000  | reset vector (see [`firmware`](crate::firmware))                      |
 //! | 0x100000  |           | RAM: kernel, initrd                                                   |
 //!
-//! Below 4 GiB lies a hole for devices, from 3 GiB on; memory beyond 3 GiB continues at 4 GiB.
+//! Below 4 GiB lies a hole for devices, from 3 GiB on; memory beyond 3 GiB continues at 4 GiB:
+//!
+//! | from       | to         | what                                                               |
+//! |------------|------------|--------------------------------------------------------------------|
+//! | 0xc0000000 | 0xc0001000 | boot timer, and once more at 0xd0000000                             |
+//! | 0xe0000000 | 0xe0100000 | PCI configuration space of bus 0 (ECAM), with room for all 256 buses |
+//! | 0xf0000000 | 0xfe000000 | PCI devices' memory: BARs                                           |
+//! | 0xfec00000 | 0xff000000 | interrupt controllers, and pages that KVM needs                     |
+
+use std::ops::Range;
 
 /// Boot GDT, four entries of 8 bytes.
 pub const GDT: u64 = 0x500;
@@ -56,6 +65,10 @@ pub const HOLE_END: u64 = 0x1_0000_0000;
 
 /// Boot timer, at the addresses that Firecracker's guests use: its newer and its older layout.
 pub const BOOT_TIMERS: [u64; 2] = [HOLE_START, 0xd000_0000];
+/// PCI configuration space ([`devices::pci::Ecam`]). Only machines with a PCI device have it.
+pub const ECAM: u64 = 0xe000_0000;
+/// Where BARs may be.
+pub const PCI_WINDOW: Range<u64> = 0xf000_0000..0xfe00_0000;
 /// I/O APIC (`KVM_CREATE_IRQCHIP`).
 pub const IO_APIC: u32 = 0xfec0_0000;
 /// Local APIC.

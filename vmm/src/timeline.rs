@@ -28,6 +28,8 @@ pub enum Phase {
     FirstVcpuEntry,
     /// The guest wrote its first byte to the serial port.
     FirstSerialByte,
+    /// The guest's driver has taken over a device (`DRIVER_OK`); the mark names it.
+    DriverOk,
     /// The guest's init signalled that it runs (boot timer).
     InitReached,
     /// The guest is over, whichever way.
@@ -45,6 +47,7 @@ impl Phase {
             Self::MachineReady => "machine_ready",
             Self::FirstVcpuEntry => "first_vcpu_entry",
             Self::FirstSerialByte => "first_serial_byte",
+            Self::DriverOk => "driver_ok",
             Self::InitReached => "init_reached",
             Self::Shutdown => "shutdown",
         }
@@ -52,10 +55,13 @@ impl Phase {
 }
 
 /// One phase, reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mark {
     /// Which.
     pub phase: Phase,
+    /// Name of the device, for a phase that each device has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
     /// Microseconds since the start.
     pub wall_us: u64,
     /// Microseconds of CPU time that the process has used.
@@ -143,34 +149,51 @@ impl Timeline {
             start: start.wall,
             before_start_us,
             launch,
-            // All phases fit, so that a mark never allocates.
+            // All phases of a small machine fit.
             marks: Mutex::new(Vec::with_capacity(16)),
         };
-        timeline.note(Phase::ProcessStart, before_start_us, start.cpu_us);
+        timeline.note(Phase::ProcessStart, None, before_start_us, start.cpu_us);
         timeline
     }
 
     /// Notes that `phase` is reached now, unless it was before.
     pub fn mark(&self, phase: Phase) {
-        let wall_us = self.before_start_us + self.start.elapsed().as_micros() as u64;
-        self.note(phase, wall_us, clock_us(libc::CLOCK_PROCESS_CPUTIME_ID));
+        self.mark_now(phase, None);
     }
 
-    fn note(&self, phase: Phase, wall_us: u64, process_cpu_us: u64) {
+    /// Notes that the driver of the device of that name is ready now, unless it was before.
+    pub fn mark_driver_ok(&self, device: &str) {
+        self.mark_now(Phase::DriverOk, Some(device));
+    }
+
+    fn mark_now(&self, phase: Phase, device: Option<&str>) {
+        let wall_us = self.before_start_us + self.start.elapsed().as_micros() as u64;
+        self.note(
+            phase,
+            device,
+            wall_us,
+            clock_us(libc::CLOCK_PROCESS_CPUTIME_ID),
+        );
+    }
+
+    fn note(&self, phase: Phase, device: Option<&str>, wall_us: u64, process_cpu_us: u64) {
         let cpu_us = process_cpu_us
             .saturating_sub(self.launch.start_cpu_us)
             .saturating_add(self.launch.parent_cpu_us);
         let mut marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
-        if marks.iter().any(|mark| mark.phase == phase) {
+        let is_this = |mark: &Mark| mark.phase == phase && mark.device.as_deref() == device;
+        if marks.iter().any(is_this) {
             return;
         }
         marks.push(Mark {
             phase,
+            device: device.map(str::to_owned),
             wall_us,
             cpu_us,
         });
         drop(marks);
-        log::info!("{}: {wall_us} us wall, {cpu_us} us CPU", phase.name());
+        let of = device.map(|name| format!(" of {name}")).unwrap_or_default();
+        log::info!("{}{of}: {wall_us} us wall, {cpu_us} us CPU", phase.name());
     }
 
     /// The marks so far, in the order in which they were reached.
@@ -212,13 +235,27 @@ mod tests {
         timeline.mark(Phase::ConfigComplete);
         std::thread::sleep(std::time::Duration::from_millis(2));
         timeline.mark(Phase::ConfigComplete);
+        timeline.mark_driver_ok("a");
+        timeline.mark_driver_ok("b");
+        timeline.mark_driver_ok("a");
         timeline.mark(Phase::Shutdown);
         let marks = timeline.marks();
         let phases: Vec<_> = marks.iter().map(|mark| mark.phase).collect();
         assert_eq!(
             phases,
-            [Phase::ProcessStart, Phase::ConfigComplete, Phase::Shutdown]
+            [
+                Phase::ProcessStart,
+                Phase::ConfigComplete,
+                Phase::DriverOk,
+                Phase::DriverOk,
+                Phase::Shutdown
+            ]
         );
+        let devices: Vec<_> = marks
+            .iter()
+            .filter_map(|mark| mark.device.as_deref())
+            .collect();
+        assert_eq!(devices, ["a", "b"]);
         assert!((1_000..1_000_000).contains(&marks[0].wall_us));
         assert!(marks[0].cpu_us >= 5_000_000);
         assert!(marks.is_sorted_by_key(|mark| mark.wall_us));

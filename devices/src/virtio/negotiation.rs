@@ -382,7 +382,7 @@ mod tests {
             (8, [0x1000, 0x2000, 0x3002]),
             (8, [0xfff8, 0x2000, 0x3000]),
             (8, [0x1000, 0xffff_0000, 0x3000]),
-            (8, [0x1000, 0x2000, u64::MAX & !3]),
+            (8, [0x1000, 0x2000, !3]),
         ] {
             let (mut negotiation, status) = start();
             accept(&mut negotiation, &status, feature::VERSION_1);

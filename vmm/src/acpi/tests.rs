@@ -21,8 +21,8 @@ fn table(block: &[u8], address: u64) -> &[u8] {
 }
 
 /// Signature and bytes of every table, followed from the RSDP as a guest does.
-fn tables(vcpus: u8) -> Vec<(String, Vec<u8>)> {
-    let block = build(vcpus);
+fn tables(vcpus: u8, pci: bool) -> Vec<(String, Vec<u8>)> {
+    let block = build(vcpus, pci);
     assert_eq!(&block[..8], b"RSD PTR ");
     for length in [20, 36] {
         let sum = block[..length]
@@ -49,13 +49,14 @@ fn tables(vcpus: u8) -> Vec<(String, Vec<u8>)> {
 
 #[test]
 fn the_guest_finds_every_table() {
-    let names: Vec<_> = tables(2).into_iter().map(|(name, _)| name).collect();
-    assert_eq!(names, ["FACP", "APIC", "DSDT"]);
+    let names = |pci| -> Vec<_> { tables(2, pci).into_iter().map(|(name, _)| name).collect() };
+    assert_eq!(names(false), ["FACP", "APIC", "DSDT"]);
+    assert_eq!(names(true), ["FACP", "APIC", "MCFG", "DSDT"]);
 }
 
 #[test]
 fn the_fadt_points_at_the_registers() {
-    let tables = tables(1);
+    let tables = tables(1, false);
     let fadt = &tables[0].1;
     let register = |at: usize| (fadt[at], fadt[at + 1], u64_at(fadt, at + 4));
     assert_eq!(
@@ -79,7 +80,7 @@ fn the_fadt_points_at_the_registers() {
 #[test]
 fn the_madt_has_every_vcpu_and_the_io_apic() {
     for vcpus in [1, 2, 32] {
-        let tables = tables(vcpus);
+        let tables = tables(vcpus, false);
         let madt = &tables[1].1;
         let (mut processors, mut io_apics) = (Vec::new(), Vec::new());
         let mut rest = &madt[44..];
@@ -100,6 +101,12 @@ fn the_madt_has_every_vcpu_and_the_io_apic() {
 /// Intel's own compiler reads every table back, and takes the DSDT that it disassembled without a complaint.
 #[test]
 fn iasl_accepts_the_tables() {
+    for pci in [false, true] {
+        check_by_iasl(pci);
+    }
+}
+
+fn check_by_iasl(pci: bool) {
     let dir = tempfile::tempdir().unwrap();
     let iasl = |arguments: &[&str]| {
         let output = Command::new("iasl")
@@ -115,7 +122,7 @@ fn iasl_accepts_the_tables() {
         assert!(output.status.success(), "iasl {arguments:?}:\n{text}");
         text
     };
-    for (name, bytes) in tables(32) {
+    for (name, bytes) in tables(32, pci) {
         let file = format!("{name}.aml");
         fs::write(dir.path().join(&file), bytes).unwrap();
         let text = iasl(&["-d", &file]);
@@ -135,5 +142,27 @@ fn iasl_accepts_the_tables() {
         "PNP0501",
     ] {
         assert!(source.contains(expected), "{expected} in\n{source}");
+    }
+    for expected in ["PNP0A08", "PNP0A03", "PNP0C02", "_CBA", "WordBusNumber"] {
+        assert_eq!(source.contains(expected), pci, "{expected} in\n{source}");
+    }
+}
+
+#[test]
+fn the_mcfg_points_at_bus_0() {
+    let tables = tables(1, true);
+    let mcfg = &tables[2].1;
+    assert_eq!(mcfg.len(), 44 + 16);
+    assert_eq!(u64_at(mcfg, 44), layout::ECAM);
+    assert_eq!(mcfg[52..60], [0; 8], "segment 0, buses 0 to 0");
+}
+
+#[test]
+fn pci_has_a_place_of_its_own() {
+    let ecam = layout::ECAM..layout::ECAM + (256 << 20);
+    let window = layout::PCI_WINDOW;
+    assert!(ecam.end <= window.start && window.end <= layout::IO_APIC.into());
+    for timer in layout::BOOT_TIMERS {
+        assert!(timer + 0x1000 <= ecam.start);
     }
 }

@@ -5,6 +5,7 @@
 //! this version cannot honour: nothing is silently ignored. [`VmConfig::validate`] checks what types cannot.
 
 mod boot_source;
+mod entropy;
 mod machine_config;
 mod output;
 mod unsupported;
@@ -12,6 +13,7 @@ mod unsupported;
 use serde::{Deserialize, Deserializer, Serialize};
 
 pub use boot_source::{BootSource, Decompression};
+pub use entropy::EntropyConfig;
 pub use machine_config::{CpuTemplate, HugePages, MAX_VCPUS, MIN_MEMORY_MIB, MachineConfig};
 pub use output::{Level, LoggerConfig, SerialConfig};
 use unsupported::{Unsupported, absent};
@@ -36,6 +38,9 @@ pub struct VmConfig {
     /// Where the log goes and how much of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logger: Option<LoggerConfig>,
+    /// A source of random numbers for the guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entropy: Option<EntropyConfig>,
 
     // Sections of Firecracker's that need a device or an ability which is not there yet. Empty ones pass.
     #[serde(default, skip_serializing_if = "absent")]
@@ -46,8 +51,6 @@ pub struct VmConfig {
     vsock: Unsupported,
     #[serde(default, skip_serializing_if = "absent")]
     balloon: Unsupported,
-    #[serde(default, skip_serializing_if = "absent")]
-    entropy: Unsupported,
     #[serde(default, skip_serializing_if = "absent")]
     pmem: Unsupported,
     #[serde(rename = "memory-hotplug", default, skip_serializing_if = "absent")]
@@ -99,11 +102,11 @@ impl VmConfig {
             machine_config: MachineConfig::default(),
             serial: None,
             logger: None,
+            entropy: None,
             drives: Unsupported,
             network_interfaces: Unsupported,
             vsock: Unsupported,
             balloon: Unsupported,
-            entropy: Unsupported,
             pmem: Unsupported,
             memory_hotplug: Unsupported,
             mmds_config: Unsupported,
@@ -186,7 +189,7 @@ mod tests {
             let error = parse(&json).unwrap_err().to_string();
             assert!(error.contains("does not have yet"), "{error}");
         }
-        for section in ["vsock", "balloon", "entropy", "metrics", "cpu-config"] {
+        for section in ["vsock", "balloon", "metrics", "cpu-config"] {
             for value in ["{}", "\"x\"", "1", "true"] {
                 let json = format!(
                     r#"{{"boot-source": {{"kernel_image_path": "k"}}, "{section}": {value}}}"#
@@ -194,6 +197,24 @@ mod tests {
                 assert!(parse(&json).is_err(), "{section} {value}");
             }
         }
+    }
+
+    #[test]
+    fn an_entropy_device_may_not_have_a_limit_yet() {
+        let entropy = |value: &str| {
+            parse(&format!(
+                r#"{{"boot-source": {{"kernel_image_path": "k"}}, "entropy": {value}}}"#
+            ))
+            .map(|config| config.entropy)
+        };
+        assert_eq!(entropy("null").unwrap(), None);
+        for there in ["{}", r#"{"rate_limiter": null}"#] {
+            assert_eq!(entropy(there).unwrap(), Some(EntropyConfig::default()));
+        }
+        let limit = r#"{"rate_limiter": {"bandwidth": {"size": 1000, "refill_time": 100}}}"#;
+        let error = entropy(limit).unwrap_err().to_string();
+        assert!(error.contains("does not have yet"), "{error}");
+        assert!(entropy(r#"{"rate": 1}"#).is_err());
     }
 
     #[test]

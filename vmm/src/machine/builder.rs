@@ -19,6 +19,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::Machine;
 use super::error::{BuildError, OVERCOMMIT};
 use super::gate::Gate;
+use super::pci::{self, PciDevices};
 use super::vcpu::{Buses, Shared, Vcpu};
 use crate::bzimage::KernelCache;
 use crate::config::VmConfig;
@@ -76,11 +77,12 @@ impl<'a> MachineBuilder<'a> {
         let source = &self.config.boot_source;
         let entry = kernel::load(source, &memory, machine.huge_pages, &cache)?;
         firmware::write(&memory, entry).map_err(BuildError::BootStructures)?;
-        acpi::write(&memory, machine.vcpu_count)?;
+        acpi::write(&memory, machine.vcpu_count, pci::needed(self.config))?;
         self.timeline.mark(Phase::KernelLoaded);
 
-        let vm = create_vm(&kvm, &memory, machine.track_dirty_pages)?;
+        let vm = Arc::new(create_vm(&kvm, &memory, machine.track_dirty_pages)?);
         let devices = self.attach_devices(&vm, output)?;
+        let PciDevices { names, served } = pci::attach(self.config, &vm, &memory, &devices.buses)?;
         let topology = Topology {
             vcpus: machine.vcpu_count,
             smt: machine.smt,
@@ -88,6 +90,7 @@ impl<'a> MachineBuilder<'a> {
         let shared = Arc::new(Shared {
             vm,
             buses: devices.buses,
+            pci_names: names,
             gate: Gate::new().map_err(BuildError::Event)?,
             room: output.room(),
             timeline: self.timeline.clone(),
@@ -110,6 +113,8 @@ impl<'a> MachineBuilder<'a> {
         Ok(Machine {
             threads: Vec::with_capacity(waiting.len()),
             waiting,
+            served,
+            io: None,
             shared,
             serial: devices.serial,
             events: devices.events,
@@ -148,7 +153,7 @@ impl<'a> MachineBuilder<'a> {
         let events = Arc::new(EventRegister::new(interrupt(vm, layout::EVENT_GSI)?));
         let buses = Buses {
             ports: Bus::new(),
-            mmio: Bus::new(),
+            mmio: Arc::new(Bus::new()),
         };
         let ports: [(u64, u64, Arc<dyn BusDevice>); 7] = [
             (Serial::COM1, Serial::LEN, serial.clone()),
@@ -198,7 +203,7 @@ fn kvm_error(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> BuildError {
     move |source| BuildError::Kvm { what, source }
 }
 
-fn event() -> Result<EventFd, BuildError> {
+pub(super) fn event() -> Result<EventFd, BuildError> {
     EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(BuildError::Event)
 }
 
@@ -252,8 +257,8 @@ fn create_vm(kvm: &Kvm, memory: &GuestMemory, track_dirty: bool) -> Result<VmFd,
                 0
             },
         };
-        // SAFETY: the region is mapped memory of that length, and outlives the VM: `Shared` has both and drops the VM
-        // first.
+        // SAFETY: the region is mapped memory of that length, and outlives the VM: whoever holds the VM (`Shared`, the
+        // router of interrupts) holds the memory too, and drops the VM first.
         unsafe { vm.set_user_memory_region(slot) }.map_err(kvm_error("give memory to the VM"))?;
     }
     vm.set_identity_map_address(layout::KVM_IDENTITY_MAP)

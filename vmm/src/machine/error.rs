@@ -3,6 +3,7 @@
 use std::io;
 
 use devices::bus::BusError;
+use devices::pci::SlotTaken;
 
 use crate::acpi::AcpiError;
 use crate::config::ConfigError;
@@ -86,6 +87,9 @@ pub enum BuildError {
     /// Two devices were given the same address.
     #[error("cannot put a device on its bus")]
     Bus(#[from] BusError),
+    /// Two PCI devices were given the same place, or there are too many.
+    #[error("cannot put a device on the PCI bus")]
+    Pci(#[from] SlotTaken),
     /// The host is out of descriptors or memory.
     #[error("cannot make an event descriptor")]
     Event(#[source] io::Error),

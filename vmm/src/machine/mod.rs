@@ -6,11 +6,13 @@
 //! | `error`   | why a machine could not be built                                               |
 //! | `gate`    | where vCPU threads wait while paused, and learn that it is over                |
 //! | `vcpu`    | a vCPU's thread: run, exit, device, run                                        |
+//! | `pci`     | the PCI bus and its devices; their interrupts and kicks by KVM's means          |
+//! | `io_thread` | the thread that does the devices' work                                         |
 //! | `fault`   | the words for a vCPU that cannot go on                                         |
 //! | `reset`   | whether a reset was a reboot or an emergency                                   |
 //!
 //! A machine is born paused. [`start`](Machine::start) makes its threads and lets them go; [`pause`](Machine::pause) and
-//! [`resume`](Machine::resume) stop and continue all vCPUs at an instruction boundary; when it ends,
+//! [`resume`](Machine::resume) stop and continue all vCPUs at an instruction boundary, and device work with them; when it ends,
 //! [`ended`](Machine::ended) becomes readable and [`exit_reason`](Machine::exit_reason) tells why.
 //!
 //! Locks: a device's own lock may be held while the console's or the timeline's is taken, never the other way round; the
@@ -20,6 +22,8 @@ mod builder;
 mod error;
 mod fault;
 mod gate;
+mod io_thread;
+mod pci;
 mod reset;
 mod vcpu;
 
@@ -38,12 +42,16 @@ use crate::timeline::{Phase, Timeline};
 
 pub use builder::{Host, MachineBuilder};
 pub use error::BuildError;
+use io_thread::{IoDevice, IoThread};
 use vcpu::{Shared, Vcpu};
 
 /// A complete machine.
 pub struct Machine {
     threads: Vec<JoinHandle<()>>,
     waiting: Vec<Vcpu>,
+    /// Devices whose thread is not started yet.
+    served: Vec<IoDevice>,
+    io: Option<IoThread>,
     shared: Arc<Shared>,
     serial: Arc<Serial>,
     events: Arc<EventRegister>,
@@ -51,7 +59,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Starts the vCPUs' threads and lets the guest run.
+    /// Starts the threads of vCPUs and devices and lets the guest run.
     ///
     /// # Errors
     /// A thread could not be started; the machine is then stopped.
@@ -67,11 +75,15 @@ impl Machine {
                 .inspect_err(|_| self.shared.gate.leave())?;
             self.threads.push(thread);
         }
+        if !self.served.is_empty() {
+            let devices = std::mem::take(&mut self.served);
+            self.io = Some(IoThread::start(devices, self.shared.clone())?);
+        }
         self.shared.gate.open();
         Ok(())
     }
 
-    /// Stops all vCPUs where they are and returns when none of them runs.
+    /// Stops all vCPUs where they are, and device work between two pieces; returns when nothing of it runs.
     pub fn pause(&self) {
         self.shared.gate.close();
         self.kick();
@@ -126,10 +138,13 @@ impl Machine {
         &self.shared.timeline
     }
 
-    /// Makes every vCPU leave the guest.
+    /// Makes every vCPU leave the guest, and the devices' thread its wait.
     fn kick(&self) {
         for thread in &self.threads {
             kick::send(thread);
+        }
+        if let Some(io) = &self.io {
+            io.kick();
         }
     }
 }
@@ -141,6 +156,9 @@ impl Drop for Machine {
         for thread in self.threads.drain(..) {
             // A vCPU thread that panicked has nothing more to say here.
             let _ = thread.join();
+        }
+        if let Some(io) = &mut self.io {
+            io.join();
         }
         self.shared.timeline.mark(Phase::Shutdown);
     }

@@ -1,6 +1,7 @@
 //! A vCPU's thread: run, exit, device, run.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::io;
 use std::ptr;
 use std::sync::Arc;
@@ -45,13 +46,16 @@ pub fn install_kick_handler() -> io::Result<()> {
 /// What a guest reaches by port I/O and by MMIO.
 pub struct Buses {
     pub ports: Bus,
-    pub mmio: Bus,
+    /// Shared with the PCI functions, which move on it.
+    pub mmio: Arc<Bus>,
 }
 
 /// What all vCPUs of a machine share.
 pub struct Shared {
-    pub vm: VmFd,
+    pub vm: Arc<VmFd>,
     pub buses: Buses,
+    /// Names of PCI devices, by their number.
+    pub pci_names: BTreeMap<u8, &'static str>,
     pub gate: Gate,
     pub room: Room,
     pub timeline: Arc<Timeline>,
@@ -232,6 +236,11 @@ impl Vcpu {
             }
             Action::InitReached => {
                 self.shared.timeline.mark(Phase::InitReached);
+                Next::Run
+            }
+            Action::DriverOk(slot) => {
+                let name = self.shared.pci_names.get(&slot);
+                self.shared.timeline.mark_driver_ok(name.unwrap_or(&"?"));
                 Next::Run
             }
             Action::PowerOff => Next::End(ExitReason::PowerOff),

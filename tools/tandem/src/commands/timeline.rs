@@ -76,9 +76,12 @@ fn table(report: &Report, style: Style) -> String {
     for (mark, took) in steps(&report.marks) {
         // A phase that took any time at all shows.
         let width = (took * BAR).div_ceil(longest.max(1));
+        let name = match &mark.device {
+            Some(device) => format!("{} {device}", mark.phase.name()),
+            None => mark.phase.name().to_owned(),
+        };
         let row = format!(
-            "{:<18} {:>10} {:>10} {:>10}  {}",
-            mark.phase.name(),
+            "{name:<18} {:>10} {:>10} {:>10}  {}",
             milliseconds(mark.wall_us),
             milliseconds(took),
             milliseconds(mark.cpu_us),
@@ -115,6 +118,7 @@ mod tests {
     fn the_table_shows_steps_and_bars() {
         let mark = |phase, wall_us, cpu_us| Mark {
             phase,
+            device: None,
             wall_us,
             cpu_us,
         };

@@ -1,0 +1,99 @@
+//! Virtio devices over PCI, found and driven by the kernels' own drivers.
+
+use serde_json::json;
+
+use crate::kernels::{Format, Kernel, boot};
+use crate::messages::{COMPLAINTS, EXPECTED};
+
+/// Boots with an entropy device, reads 128 KiB from it, and looks at all that is said about it.
+fn check(kernel: Kernel, vcpus: u8, mib: u64) {
+    let args = "console=ttyS0 panic=-1 loglevel=8 tandem.test=rng";
+    let mut builder = boot(kernel, Format::Vmlinux, "rng")
+        .vcpus(vcpus)
+        .memory(mib)
+        .boot("boot_args", args);
+    builder.config["entropy"] = json!({});
+    let timeline = builder.path("timeline.json");
+    let ended = builder.option("--boot-timeline", timeline).run();
+    let text = ended.text();
+    assert_eq!(ended.code, 0, "{}\n{text}", ended.stderr);
+    assert_eq!(ended.stderr, "");
+
+    for device in [
+        "PCI 0000:00:00.0 0x1b36 0x0008 0x060000",
+        "PCI 0000:00:01.0 0x1af4 0x1044 0x108000",
+        "RNG current=virtio_rng.0",
+    ] {
+        assert!(text.contains(device), "no {device}\n{text}");
+    }
+    let reads: Vec<_> = text
+        .lines()
+        .filter(|l| l.starts_with("RNG "))
+        .skip(1)
+        .collect();
+    let value = |line: &str, name: &str| {
+        let words = line.split_whitespace();
+        let mut found = words.filter_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+        found.next().unwrap_or_default().to_owned()
+    };
+    assert_eq!(reads.len(), 2, "{text}");
+    for read in &reads {
+        assert_eq!(value(read, "bytes"), "65536", "{text}");
+        // What is random does not get smaller.
+        let packed: u32 = value(read, "gzip").parse().unwrap();
+        assert!(packed >= 65536, "{read}");
+    }
+    assert_ne!(value(reads[0], "md5"), value(reads[1], "md5"));
+    // It was told by MSI-X, not found by polling.
+    let irq = text
+        .lines()
+        .find(|l| l.starts_with("IRQ ") && l.contains("input"));
+    let irq = irq.unwrap_or_else(|| panic!("no interrupt\n{text}"));
+    let count: u32 = irq
+        .split_whitespace()
+        .skip(2)
+        .map_while(|word| word.parse::<u32>().ok())
+        .sum();
+    assert!(irq.contains("PCI-MSIX") && count > 0, "{irq}");
+
+    let complaints: Vec<_> = text
+        .lines()
+        .filter(|line| COMPLAINTS.iter().any(|word| line.contains(word)))
+        .filter(|line| !EXPECTED.iter().any(|known| line.contains(known)))
+        .collect();
+    assert!(complaints.is_empty(), "{complaints:#?}\n{text}");
+    assert!(
+        text.contains("PCI: Using configuration type 1") || text.contains("ECAM"),
+        "{text}"
+    );
+
+    let timeline = ended.json("timeline.json");
+    let marks = timeline["marks"].as_array().expect("marks");
+    let ready = |mark: &&serde_json::Value| mark["phase"] == "driver_ok";
+    let devices: Vec<_> = marks
+        .iter()
+        .filter(ready)
+        .map(|mark| &mark["device"])
+        .collect();
+    assert_eq!(devices, [&json!("entropy")]);
+    for line in text.lines().filter(|line| {
+        let words = [
+            "PCI", "pci", "RNG", "IRQ", "MCFG", "ECAM", "virtio", "hwrng",
+        ];
+        words.iter().any(|word| line.contains(word))
+    }) {
+        println!("{line}");
+    }
+}
+
+#[test]
+fn cloud_6_12_reads_random_bytes() {
+    check(Kernel::CLOUD_6_12, 1, 128);
+}
+
+#[test]
+fn other_kernels_read_random_bytes() {
+    check(Kernel::GENERIC_6_12, 2, 256);
+    // Memory on both sides of the hole.
+    check(Kernel::CLOUD_6_12, 2, 3584);
+}
