@@ -24,6 +24,7 @@ Exit codes:
    66  triple fault
    67  KVM could not go on with the guest
    68  a vCPU was lost
+   69  the devices were lost
   128+N  stopped by signal N before the guest had switched itself off
   152  the configuration is not valid
   153  the command line is not valid"

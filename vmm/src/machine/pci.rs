@@ -59,6 +59,12 @@ pub fn attach(
     if !needed(config) {
         return Ok(devices);
     }
+    let arguments = config.boot_source.command_line();
+    if arguments.split_whitespace().any(|word| word == "pci=off") {
+        log::warn!(
+            "boot-source.boot_args: has pci=off, so a Linux guest will not find its devices; remove it"
+        );
+    }
     let root = Arc::new(PciRoot::new());
     let ports = Arc::new(ConfigPorts::new(root.clone()));
     buses

@@ -275,6 +275,7 @@ impl Vcpu {
                 Action::Continue => {}
                 // The elements of one exit, a page at most, still fit.
                 Action::Congested => result = Action::Congested,
+                ready @ Action::DriverOk(_) => result = ready,
                 ending => return ending,
             }
         }
