@@ -7,7 +7,7 @@
 //! | `signals`   | interrupts: MSI-X vectors, ISR status, config generation        |
 //!
 //! Outside of the guest's reach, a [`VirtioPci`] needs two things that the VMM implements: a
-//! [`MsiSink`](crate::pci::MsiSink) for interrupts and [`Doorbells`] for kicks.
+//! [`MsiSink`] for interrupts and [`Doorbells`] for kicks.
 //!
 //! Lock order: the transport's state, then the worker, then the MSI-X table. The bus's lock is innermost.
 
@@ -104,6 +104,10 @@ pub struct VirtioPciState {
     pub msix: MsixState,
     /// Vector of configuration changes, then of each queue.
     pub vectors: Vec<u16>,
+    /// ISR status.
+    pub isr: u8,
+    /// Generation of the configuration.
+    pub generation: u8,
     /// Features and queues.
     pub negotiation: NegotiationState,
     /// The device.
@@ -327,6 +331,8 @@ impl VirtioPci {
             config: state.config.save(),
             msix: self.signals.msix().save(),
             vectors: self.signals.vectors(),
+            isr: self.signals.isr(),
+            generation: self.signals.generation(),
             negotiation: state.negotiation.save(&self.signals.status),
             device: self.worker.lock().device().save(),
         }
@@ -336,7 +342,7 @@ impl VirtioPci {
     pub fn restore(&self, saved: &VirtioPciState) {
         let state = &mut *self.lock();
         state.config.restore(&saved.config);
-        self.signals.restore(&saved.vectors, |msix| {
+        self.signals.restore(saved, |msix| {
             msix.restore(&saved.msix);
             msix.set_control(self.capabilities.msix_control(&state.config));
         });

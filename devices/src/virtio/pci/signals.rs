@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::VirtioPciState;
 use crate::limit::LogLimit;
 use crate::pci::{MsiSink, Msix};
 use crate::virtio::{Interrupt, Status};
@@ -101,10 +102,13 @@ impl Signals {
         self.all().map(load).collect()
     }
 
-    pub fn restore(&self, vectors: &[u16], change: impl FnOnce(&mut Msix)) {
-        for (slot, vector) in self.all().zip(vectors) {
+    /// Carries on from `saved`; `change` does the same for MSI-X.
+    pub fn restore(&self, saved: &VirtioPciState, change: impl FnOnce(&mut Msix)) {
+        for (slot, vector) in self.all().zip(&saved.vectors) {
             slot.store(self.possible(*vector), Ordering::Relaxed);
         }
+        self.isr.store(saved.isr, Ordering::Release);
+        self.generation.store(saved.generation, Ordering::Release);
         self.change(change);
     }
 
@@ -141,6 +145,11 @@ impl Signals {
 
     pub fn generation(&self) -> u8 {
         self.generation.load(Ordering::Acquire)
+    }
+
+    /// The ISR status, as it stays.
+    pub fn isr(&self) -> u8 {
+        self.isr.load(Ordering::Acquire)
     }
 
     /// Reading the ISR status clears it (4.1.4.5).
