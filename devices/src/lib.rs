@@ -12,6 +12,7 @@
 //! | [`legacy`] | what a PC always had: serial port, i8042 reset, CMOS clock, debug ports  |
 //! | [`pci`]    | host bridge, configuration space, MSI-X                                  |
 //! | [`virtio`] | virtio devices, and the transport that a guest's drivers find them by     |
+//! | [`limit`]  | a limit for log messages that a guest can cause                          |
 //! | [`utc`]    | date and time of day                                                     |
 //!
 //! Every device that has state has it as a plain serde struct too, with `save` and `restore`.
@@ -27,6 +28,6 @@ pub mod pci;
 pub mod utc;
 pub mod virtio;
 
-mod limit;
+pub mod limit;
 
 pub use bus::{Action, Bus, BusDevice};

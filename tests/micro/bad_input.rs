@@ -148,6 +148,7 @@ fn sections() {
         ("vsock", json!({"guest_cid": 3})),
         ("balloon", json!({"amount_mib": 1})),
         ("entropy", json!({"rate_limiter": {"ops": {"size": 1}}})),
+        ("entropy", json!({"rate": 1})),
         ("nonsense", json!(1)),
     ] {
         let mut builder = builder();

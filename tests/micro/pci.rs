@@ -274,6 +274,22 @@ guest!(
 );
 
 #[test]
+fn a_limit_is_kept() {
+    let dir = TempDir::new().unwrap();
+    let ops = json!({"size": 10, "refill_time": 100, "one_time_burst": 5});
+    let entropy = json!({"rate_limiter": {"ops": ops}});
+    let mut machine = build_with(asking_on_and_on(), &dir, |config| {
+        config.entropy = serde_json::from_value(entropy).unwrap();
+    });
+    let start = Instant::now();
+    machine.start().unwrap();
+    thread::sleep(Duration::from_secs(1));
+    let done: u16 = machine.memory().read_obj(GuestAddress(0x30_2002)).unwrap();
+    let most = 15.0 + start.elapsed().as_secs_f64() * 100.0;
+    assert!(done > 15 && f64::from(done) <= most + 1.0, "{done}, {most}");
+}
+
+#[test]
 fn a_pause_stops_device_work_too() {
     let dir = TempDir::new().unwrap();
     let mut machine = build_with(asking_on_and_on(), &dir, |config| {

@@ -5,6 +5,7 @@
 //! | `negotiation` | what every transport has: status, features, queue setup (2.1, 2.2, 3.1)    |
 //! | `ring`        | [`Ring`]: a split virtqueue (2.7) whose chains are checked as a whole       |
 //! | `worker`      | [`Worker`]: a device with the state that its transport and its loop share  |
+//! | [`rate_limiter`] | bytes and requests in a time                                          |
 //! | [`pci`]       | the PCI transport (4.1)                                                   |
 //! | [`rng`]       | entropy device (5.4)                                                      |
 //!
@@ -16,11 +17,13 @@
 
 mod negotiation;
 pub mod pci;
+pub mod rate_limiter;
 mod ring;
 pub mod rng;
 mod worker;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -97,6 +100,8 @@ pub enum Progress {
     Done,
     /// More, but it is somebody else's turn first.
     More,
+    /// Perhaps more, after that time: a limit is reached.
+    Wait(Duration),
 }
 
 /// A device, whatever its transport.

@@ -1,10 +1,12 @@
 //! Entropy device (5.4): fills the driver's buffers with random bytes of the host's kernel.
 
 use std::io;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 use vm_memory::Bytes;
 
+use super::rate_limiter::{RateLimiter, RateLimiterConfig};
 use super::{
     Activation, Broken, Buffer, DeviceState, DeviceType, Progress, Ring, RingState, VirtioDevice,
     feature,
@@ -25,7 +27,18 @@ const QUEUE_SIZE: u16 = 256;
 pub struct Entropy {
     active: Option<(Activation, Ring)>,
     buffers: Vec<Buffer>,
+    limiter: RateLimiter,
     limit: LogLimit,
+}
+
+impl Entropy {
+    /// A device with these limits.
+    pub fn new(limits: &RateLimiterConfig) -> Self {
+        Self {
+            limiter: RateLimiter::new(limits, Instant::now()),
+            ..Self::default()
+        }
+    }
 }
 
 /// Saved [`Entropy`].
@@ -64,6 +77,12 @@ impl VirtioDevice for Entropy {
         let mut progress = Progress::More;
         let mut served = false;
         for _ in 0..CHAINS_A_TURN {
+            if !self.limiter.is_unlimited()
+                && let Err(wait) = self.limiter.admit(Instant::now())
+            {
+                progress = Progress::Wait(wait);
+                break;
+            }
             let Some(head) = ring.pop(&mut self.buffers)? else {
                 if !ring.ask_for_kick()? {
                     progress = Progress::Done;
@@ -72,6 +91,7 @@ impl VirtioDevice for Entropy {
                 continue;
             };
             let len = fill(activation, &self.buffers, &self.limit)?;
+            self.limiter.charge(len.into());
             ring.give_back(head, len)?;
             served = true;
         }
@@ -155,6 +175,7 @@ mod tests {
 
     use vm_memory::GuestAddress;
 
+    use super::super::rate_limiter::BucketConfig;
     use super::super::testing::{Driver, NEXT, WRITE};
     use super::super::{Interrupt, SharedWorker};
     use super::*;
@@ -176,7 +197,11 @@ mod tests {
     }
 
     fn started(driver: &Driver) -> (SharedWorker, Arc<Counts>) {
-        let worker = SharedWorker::new(Box::new(Entropy::default()));
+        started_with(driver, &RateLimiterConfig::default())
+    }
+
+    fn started_with(driver: &Driver, limits: &RateLimiterConfig) -> (SharedWorker, Arc<Counts>) {
+        let worker = SharedWorker::new(Box::new(Entropy::new(limits)));
         let counts = Arc::new(Counts::default());
         worker.lock().start(Activation {
             memory: driver.memory.clone(),
@@ -224,6 +249,29 @@ mod tests {
         let (worker, _) = started(&driver);
         let _ = worker.lock().service(0);
         assert_eq!(driver.used(), [(0, MOST_BYTES as u32)]);
+    }
+
+    #[test]
+    fn a_limit_holds_up_what_is_beyond_it() {
+        let driver = Driver::new();
+        driver.descriptor(0, 0x8000, 16, WRITE, 0);
+        driver.offer(&[0; 5]);
+        let ops = BucketConfig {
+            size: 3,
+            one_time_burst: None,
+            refill_time: 3_600_000,
+        };
+        let limits = RateLimiterConfig {
+            bandwidth: None,
+            ops: Some(ops),
+        };
+        let (worker, counts) = started_with(&driver, &limits);
+        let Progress::Wait(time) = worker.lock().service(0) else {
+            panic!("no limit");
+        };
+        assert!(time.as_secs() > 1000);
+        assert_eq!(driver.used().len(), 3);
+        assert_eq!(counts.used.load(Ordering::Relaxed), 1, "for what was done");
     }
 
     #[test]

@@ -1,14 +1,13 @@
 //! The entropy device.
 
+use devices::virtio::rate_limiter::RateLimiterConfig;
 use serde::{Deserialize, Serialize};
-
-use super::unsupported::{Unsupported, absent};
 
 /// A virtio entropy device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EntropyConfig {
-    /// Firecracker's limit of bytes and requests: not there yet.
-    #[serde(default, skip_serializing_if = "absent")]
-    rate_limiter: Unsupported,
+    /// Limits of bytes and requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limiter: Option<RateLimiterConfig>,
 }

@@ -6,11 +6,14 @@
 use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
+use devices::limit::LogLimit;
 use devices::virtio::{Progress, SharedWorker};
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use vmm_sys_util::timerfd::TimerFd;
 
 use super::gate::{Gate, Passage};
 use super::vcpu::Shared;
@@ -23,6 +26,34 @@ pub struct IoDevice {
     pub worker: SharedWorker,
     /// The kick of each queue.
     pub kicks: Arc<[EventFd]>,
+    /// Wakes the device when its limit allows more; made when first needed.
+    timer: Option<TimerFd>,
+}
+
+impl IoDevice {
+    /// A device and the kick of each of its queues.
+    pub fn new(worker: SharedWorker, kicks: Arc<[EventFd]>) -> Self {
+        Self {
+            worker,
+            kicks,
+            timer: None,
+        }
+    }
+
+    /// Has the loop hear of the device's timer after `time`.
+    fn wait(&mut self, time: Duration, data: u32, ops: &mut EventOps) -> io::Result<()> {
+        let errno = |error: vmm_sys_util::errno::Error| io::Error::from_raw_os_error(error.errno());
+        let timer = match &mut self.timer {
+            Some(timer) => timer,
+            None => {
+                let timer = TimerFd::new().map_err(errno)?;
+                ops.add(Events::with_data(&timer, data, EventSet::IN))
+                    .map_err(|error| io::Error::other(format!("{error:?}")))?;
+                self.timer.insert(timer)
+            }
+        };
+        timer.reset(time, None).map_err(errno)
+    }
 }
 
 /// The running thread.
@@ -44,6 +75,7 @@ impl IoThread {
             devices,
             wake: wake.try_clone()?,
             shared: shared.clone(),
+            limit: LogLimit::default(),
         });
         shared.gate.enter();
         let spawned = thread::Builder::new()
@@ -80,6 +112,8 @@ impl IoThread {
 const READY_EVENTS: usize = 32;
 /// The wake event's number; a queue's is its device's index and its own.
 const WAKE: u32 = u32::MAX;
+/// Set in the number of a device's timer.
+const TIMER: u32 = 1 << 31;
 
 /// Counts the thread out, also when it panics.
 struct Presence<'a>(&'a Gate);
@@ -104,11 +138,12 @@ struct Loop {
     devices: Vec<IoDevice>,
     wake: EventFd,
     shared: Arc<Shared>,
+    limit: LogLimit,
 }
 
 impl Loop {
-    fn serve(&self, device: u16, queue: u16) {
-        let Some(device) = self.devices.get(usize::from(device)) else {
+    fn serve(&mut self, index: u16, queue: u16, ops: &mut EventOps) {
+        let Some(device) = self.devices.get_mut(usize::from(index)) else {
             return;
         };
         let Some(kick) = device.kicks.get(usize::from(queue)) else {
@@ -116,10 +151,29 @@ impl Loop {
         };
         // EAGAIN: somebody else was faster.
         let _ = kick.read();
-        if device.worker.lock().service(queue) == Progress::More
-            && let Err(error) = kick.write(1)
+        let progress = device.worker.lock().service(queue);
+        let result = match progress {
+            Progress::Done => Ok(()),
+            Progress::More => kick.write(1),
+            Progress::Wait(time) => device.wait(time, TIMER | u32::from(index) << 16, ops),
+        };
+        if let Err(error) = result
+            && self.limit.allow()
         {
             log::error!("cannot go on with a queue: {error}");
+        }
+    }
+
+    /// A device's timer is over: all its queues may have something to do.
+    fn on_timer(&mut self, index: u16) {
+        if let Some(device) = self.devices.get_mut(usize::from(index)) {
+            if let Some(timer) = &mut device.timer {
+                let _ = timer.wait();
+            }
+            for kick in device.kicks.iter() {
+                // It fails only where a kick is there already.
+                let _ = kick.write(1);
+            }
         }
     }
 }
@@ -141,12 +195,13 @@ impl MutEventSubscriber for Loop {
         }
     }
 
-    fn process(&mut self, events: Events, _ops: &mut EventOps) {
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
         match events.data() {
             WAKE => {
                 let _ = self.wake.read();
             }
-            data => self.serve((data >> 16) as u16, data as u16),
+            data if data & TIMER != 0 => self.on_timer(((data & !TIMER) >> 16) as u16),
+            data => self.serve((data >> 16) as u16, data as u16, ops),
         }
     }
 }

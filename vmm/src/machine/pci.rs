@@ -79,8 +79,9 @@ pub fn attach(
         routes: Mutex::new(Routes::default()),
     });
     let mut all: Vec<(&'static str, Box<dyn VirtioDevice>)> = Vec::new();
-    if config.entropy.is_some() {
-        all.push(("entropy", Box::new(Entropy::default())));
+    if let Some(entropy) = &config.entropy {
+        let limits = entropy.rate_limiter.unwrap_or_default();
+        all.push(("entropy", Box::new(Entropy::new(&limits))));
     }
     // The host bridge is 0.
     for (slot, (name, device)) in (1_u8..).zip(all) {
@@ -104,7 +105,7 @@ pub fn attach(
         });
         root.add(slot, function)?;
         devices.names.insert(slot, name);
-        devices.served.push(IoDevice { worker, kicks });
+        devices.served.push(IoDevice::new(worker, kicks));
     }
     Ok(devices)
 }
