@@ -41,7 +41,8 @@ pub fn run(port: &mut File, decoder: Decoder, spec: &CommandSpec, root: &File) -
         end_at: None,
     };
     match session.start(spec) {
-        Ok(()) => {}
+        // What came together with the start is here already: nothing more need come that would wake the relay.
+        Ok(()) => session.obey_buffered()?,
         Err(exit) => session.ended = Some(exit),
     }
     session.relay()?;
@@ -183,6 +184,10 @@ impl Session {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }
+        self.obey_buffered()
+    }
+
+    fn obey_buffered(&mut self) -> io::Result<()> {
         while let Some(frame) = self.decoder.next_frame()? {
             self.obey(frame)?;
         }
