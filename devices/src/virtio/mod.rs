@@ -4,17 +4,19 @@
 //! |---------------|--------------------------------------------------------------------------|
 //! | `negotiation` | what every transport has: status, features, queue setup (2.1, 2.2, 3.1)    |
 //! | `ring`        | [`Ring`]: a split virtqueue (2.7) whose chains are checked as a whole       |
+//! | [`chain`]     | what is in a chain's buffers, wherever the driver has cut them            |
 //! | `worker`      | [`Worker`]: a device with the state that its transport and its loop share  |
 //! | [`rate_limiter`] | bytes and requests in a time                                          |
 //! | [`pci`]       | the PCI transport (4.1)                                                   |
 //! | [`rng`]       | entropy device (5.4)                                                      |
 //!
 //! A [`VirtioDevice`] does not know its transport: it gets [`Ring`]s and an [`Interrupt`] when the driver is ready, and
-//! is asked to process a queue when the driver has kicked it. A guest that breaks the rules is told so by
+//! is asked to process a queue when the driver has kicked it, and its host side when the host has something for it. A guest that breaks the rules is told so by
 //! `DEVICE_NEEDS_RESET` (2.1.2), and nothing more happens until it resets the device.
 //!
 //! Lock order: a transport's state, then the worker, then what is inside an [`Interrupt`].
 
+pub mod chain;
 mod negotiation;
 pub mod pci;
 pub mod rate_limiter;
@@ -22,12 +24,15 @@ mod ring;
 pub mod rng;
 mod worker;
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use chain::{Cursor, IoVec};
 pub use negotiation::{Negotiation, NegotiationState, Status, Step};
+use rate_limiter::RateLimiterConfig;
 pub use ring::{Broken, Buffer, Ring, RingState};
 pub use worker::{SharedWorker, Worker};
 
@@ -49,23 +54,47 @@ pub mod feature {
 /// Device types (chapter 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceType {
+    /// Network device (5.1).
+    Net,
+    /// Block device (5.2).
+    Block,
+    /// Console (5.3).
+    Console,
     /// Entropy device (5.4).
     Entropy,
+    /// Memory balloon (5.5).
+    Balloon,
+    /// Socket device (5.10).
+    Vsock,
 }
 
 impl DeviceType {
     /// Number of the type.
     pub fn id(self) -> u16 {
         match self {
+            Self::Net => 1,
+            Self::Block => 2,
+            Self::Console => 3,
             Self::Entropy => 4,
+            Self::Balloon => 5,
+            Self::Vsock => 19,
         }
     }
 
     /// PCI class code, as firmware and `lspci` like to see it; drivers do not look (4.1.2.1).
     pub fn pci_class(self) -> u32 {
         match self {
+            // Network controller, Ethernet.
+            Self::Net => 0x02_0000,
+            // Mass storage controller, SCSI: what QEMU's virtio disks say, and installers know.
+            Self::Block => 0x01_0000,
+            // Simple communication controller, other.
+            Self::Console => 0x07_8000,
             // Encryption controller, other.
             Self::Entropy => 0x10_8000,
+            // Memory controller, RAM; what has no class of its own, like the socket device, is "unassigned".
+            Self::Balloon => 0x05_0000,
+            Self::Vsock => 0xff_0000,
         }
     }
 }
@@ -123,12 +152,60 @@ pub trait VirtioDevice: Send {
     /// # Errors
     /// [`Broken`]: the driver has broken the rules. The device stands still until it is reset.
     fn process(&mut self, queue: u16) -> Result<Progress, Broken>;
+    /// What tells the loop that the host has something for the device: a descriptor that is readable then, the same for
+    /// the device's whole life. A device with several things to wait for gives an `epoll` of its own.
+    fn host_event(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+    /// Does a bounded piece of the host side's work. It is called while [`host_event`](Self::host_event) is readable, so it
+    /// takes away what made it so; also while the device is not active, and after [`Progress::More`].
+    ///
+    /// # Errors
+    /// As [`process`](Self::process).
+    fn process_host(&mut self) -> Result<Progress, Broken> {
+        Ok(Progress::Done)
+    }
+    /// Waits until nothing is under way in guest memory, as before a pause. What comes in after that is left waiting.
+    fn quiesce(&mut self) {}
+    /// Changes a device while it may be running.
+    ///
+    /// # Errors
+    /// [`UpdateError`]; the device is as it was.
+    fn update(&mut self, update: &Update) -> Result<(), UpdateError> {
+        let _ = update;
+        Err(UpdateError::Unsupported)
+    }
+    /// What the device has done so far: names in `snake_case`, with the unit where it is not a count.
+    fn counters(&self) -> Counters {
+        Counters::new()
+    }
     /// Back to the state before activation (2.4). Guest memory is not touched after this.
     fn reset(&mut self);
     /// The state to carry on from elsewhere.
     fn save(&self) -> DeviceState;
     /// Carries on from `state`; the device is active if it was.
     fn restore(&mut self, state: &DeviceState);
+}
+
+/// Numbers of a device, by name.
+pub type Counters = Vec<(&'static str, u64)>;
+
+/// A change of a device that may be running.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Update {
+    /// Other limits for an [`rng::Entropy`]. A bucket that is not given stays as it is; one of size 0 is no limit.
+    Entropy(RateLimiterConfig),
+}
+
+/// Why a device was not changed.
+#[derive(Debug, thiserror::Error)]
+pub enum UpdateError {
+    /// The device has nothing of that kind.
+    #[error("this device cannot be changed in that way")]
+    Unsupported,
+    /// Not with that value; the text says why, and what would do.
+    #[error("{0}")]
+    Refused(String),
 }
 
 /// Saved state of a device, beyond what its transport saves.

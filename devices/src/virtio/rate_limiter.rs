@@ -110,6 +110,16 @@ impl RateLimiter {
         }
     }
 
+    /// Takes over what `config` has: a bucket that it does not have stays as it is, one of size 0 is no limit any more.
+    pub fn update(&mut self, config: &RateLimiterConfig, now: Instant) {
+        if let Some(bucket) = config.bandwidth {
+            self.bytes = Bucket::new(bucket, now);
+        }
+        if let Some(bucket) = config.ops {
+            self.ops = Bucket::new(bucket, now);
+        }
+    }
+
     /// Whether nothing is limited.
     pub fn is_unlimited(&self) -> bool {
         self.bytes.is_none() && self.ops.is_none()
@@ -181,6 +191,35 @@ mod tests {
         assert_eq!(limiter.admit(much_later), Ok(()));
         limiter.charge(100);
         assert!(limiter.admit(much_later).is_err());
+    }
+
+    #[test]
+    fn an_update_changes_what_it_names() {
+        let start = Instant::now();
+        let mut limiter = limiter(100, 0, 1000, start);
+        let bucket = |size| BucketConfig {
+            size,
+            one_time_burst: None,
+            refill_time: 1000,
+        };
+        let ops = RateLimiterConfig {
+            bandwidth: None,
+            ops: Some(bucket(1)),
+        };
+        limiter.update(&ops, start);
+        limiter.charge(10);
+        assert!(limiter.admit(start).is_err(), "one request");
+        let none = RateLimiterConfig {
+            bandwidth: None,
+            ops: Some(bucket(0)),
+        };
+        limiter.update(&none, start);
+        assert_eq!(limiter.admit(start), Ok(()));
+        limiter.charge(90);
+        assert!(
+            limiter.admit(start).is_err(),
+            "the other bucket has gone on"
+        );
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! A split virtqueue (2.7) whose chains are checked as a whole before a device sees them.
 
+use std::num::Wrapping;
 use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
 
 use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{GuestAddress, GuestMemory, Permissions};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
 use super::negotiation::QueueSetup;
 use super::{Memory, feature};
@@ -36,7 +38,12 @@ pub struct Buffer {
 pub struct Ring {
     queue: Queue,
     memory: Arc<Memory>,
+    /// Up to where the driver has been told, or did not want to be.
+    told: Wrapping<u16>,
 }
+
+/// The driver does not want interrupts (2.7.6, without `EVENT_IDX`).
+const NO_INTERRUPT: u16 = 1;
 
 /// Saved position of a [`Ring`]. The rest of it is part of the transport's state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,7 +80,13 @@ impl Ring {
         Ok(Self {
             queue,
             memory: Arc::new(memory.clone()),
+            told: Wrapping(0),
         })
+    }
+
+    /// Number of entries.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
     }
 
     /// Takes the next chain: its head, with its buffers in `buffers`. `None` if there is none.
@@ -121,24 +134,72 @@ impl Ring {
         Ok(Some(head))
     }
 
+    /// Takes the last `count` chains back that were popped and not given back: they are popped again, in the same order.
+    pub fn put_back(&mut self, count: u16) {
+        let next = Wrapping(self.queue.next_avail()) - Wrapping(count);
+        self.queue.set_next_avail(next.0);
+    }
+
     /// Gives a chain back, with `len` bytes written to it (2.7.8).
     ///
     /// # Errors
     /// [`Broken`]: the used ring cannot be written.
     pub fn give_back(&mut self, head: u16, len: u32) -> Result<(), Broken> {
+        self.give_back_all(&[(head, len)])
+    }
+
+    /// Gives chains back, all at once: the driver sees all of them or none (2.7.8). Each is a head with the bytes that
+    /// were written to it.
+    ///
+    /// # Errors
+    /// [`Broken`]: the used ring cannot be written.
+    pub fn give_back_all(&mut self, chains: &[(u16, u32)]) -> Result<(), Broken> {
+        let Some(((last, last_len), rest)) = chains.split_last() else {
+            return Ok(());
+        };
+        let missing = |_| Broken("the used ring is not in memory");
+        let mut next = Wrapping(self.queue.next_used());
+        for (head, len) in rest {
+            let slot = u64::from(next.0 % self.queue.size());
+            let at = GuestAddress(self.queue.used_ring().wrapping_add(4 + 8 * slot));
+            let entry = u64::from(*head) | u64::from(*len) << 32;
+            let bytes = entry.to_le_bytes();
+            self.memory.write_slice(&bytes, at).map_err(missing)?;
+            next += 1;
+        }
+        // The last one moves the index, for all.
+        self.queue.set_next_used(next.0);
         self.queue
-            .add_used(&*self.memory, head, len)
+            .add_used(&*self.memory, *last, *last_len)
             .map_err(Broken::ring)
     }
 
-    /// Whether the driver wants to hear of what was given back (2.7.7).
+    /// Whether the driver wants to hear of what was given back since the last time (2.7.7).
     ///
     /// # Errors
     /// [`Broken`]: the ring cannot be read.
     pub fn wants_interrupt(&mut self) -> Result<bool, Broken> {
-        self.queue
-            .needs_notification(&*self.memory)
-            .map_err(Broken::ring)
+        let next = Wrapping(self.queue.next_used());
+        let old = std::mem::replace(&mut self.told, next);
+        if next == old {
+            return Ok(false);
+        }
+        // What was given back is there before the driver's wish is looked at; the driver does it the other way round.
+        fence(Ordering::SeqCst);
+        let driver_area = self.queue.avail_ring();
+        let load = |offset| {
+            let at = GuestAddress(driver_area.wrapping_add(offset));
+            let value = self.memory.load::<u16>(at, Ordering::Relaxed);
+            value
+                .map(u16::from_le)
+                .map_err(|_| Broken("the available ring is not in memory"))
+        };
+        if self.queue.event_idx_enabled() {
+            let event = Wrapping(load(4 + 2 * u64::from(self.queue.size()))?);
+            Ok(next - event - Wrapping(1) < next - old)
+        } else {
+            Ok(load(0)? & NO_INTERRUPT == 0)
+        }
     }
 
     /// Asks for a kick when something becomes available (2.7.10). True if something is already.
@@ -163,6 +224,7 @@ impl Ring {
     pub fn restore(&mut self, state: RingState) {
         self.queue.set_next_avail(state.next_avail);
         self.queue.set_next_used(state.next_used);
+        self.told = Wrapping(state.next_used);
     }
 }
 
@@ -266,6 +328,76 @@ mod tests {
         let driver = Driver::new();
         driver.set_available(9);
         assert!(pop(&driver).is_err(), "more than the ring holds");
+    }
+
+    #[test]
+    fn several_chains_are_given_back_at_once() {
+        let driver = Driver::new();
+        for index in 0..8 {
+            driver.descriptor(index, 0x8000, 1, WRITE, 0);
+        }
+        let mut ring = driver.ring();
+        ring.restore(RingState {
+            next_avail: 0,
+            next_used: 5,
+        });
+        // Around the end of the ring.
+        let chains: Vec<_> = (0..6).map(|index| (index, u32::from(index) + 10)).collect();
+        ring.give_back_all(&chains).unwrap();
+        let used = driver.used();
+        assert_eq!(used.len(), 11);
+        let expected: Vec<_> = chains.iter().map(|(h, l)| (u32::from(*h), *l)).collect();
+        assert_eq!(used[5..8], expected[..3]);
+        assert_eq!(used[8..], expected[3..]);
+        ring.give_back_all(&[]).unwrap();
+        assert_eq!(ring.save().next_used, 11);
+        assert!(ring.give_back(8, 0).is_err(), "no such head");
+    }
+
+    #[test]
+    fn what_is_put_back_is_popped_again() {
+        let driver = Driver::new();
+        for index in 0..3 {
+            driver.descriptor(index, 0x8000, 1, WRITE, 0);
+        }
+        driver.offer(&[2, 0, 1]);
+        let (mut ring, mut buffers) = (driver.ring(), Vec::new());
+        for _ in 0..3 {
+            ring.pop(&mut buffers).unwrap();
+        }
+        ring.put_back(2);
+        assert_eq!(ring.pop(&mut buffers), Ok(Some(0)));
+        assert_eq!(ring.pop(&mut buffers), Ok(Some(1)));
+        assert_eq!(ring.pop(&mut buffers), Ok(None));
+    }
+
+    #[test]
+    fn the_driver_is_told_when_it_wants_to_be() {
+        let driver = Driver::new();
+        driver.descriptor(0, 0x8000, 1, WRITE, 0);
+        let mut ring = driver.ring();
+        let used_event = |value: u16| {
+            let at = GuestAddress(Driver::setup().areas[1] + 4 + 16);
+            driver.memory.write_obj(value, at).unwrap();
+        };
+        used_event(1);
+        assert_eq!(ring.wants_interrupt(), Ok(false), "nothing was given back");
+        ring.give_back(0, 1).unwrap();
+        assert_eq!(ring.wants_interrupt(), Ok(false), "after the second");
+        ring.give_back_all(&[(0, 1), (0, 1)]).unwrap();
+        assert_eq!(ring.wants_interrupt(), Ok(true));
+        assert_eq!(ring.wants_interrupt(), Ok(false), "once");
+
+        // Without the event index there is a flag.
+        let setup = Driver::setup();
+        let features = feature::COMMON & !feature::EVENT_IDX;
+        let mut ring = Ring::new(&setup, features, &driver.memory).unwrap();
+        for flag in [0, NO_INTERRUPT] {
+            let at = GuestAddress(setup.areas[1]);
+            driver.memory.write_obj(flag, at).unwrap();
+            ring.give_back(0, 1).unwrap();
+            assert_eq!(ring.wants_interrupt(), Ok(flag == 0));
+        }
     }
 
     #[test]

@@ -8,8 +8,8 @@ use vm_memory::Bytes;
 
 use super::rate_limiter::{RateLimiter, RateLimiterConfig};
 use super::{
-    Activation, Broken, Buffer, DeviceState, DeviceType, Progress, Ring, RingState, VirtioDevice,
-    feature,
+    Activation, Broken, Buffer, Counters, DeviceState, DeviceType, Progress, Ring, RingState,
+    Update, UpdateError, VirtioDevice, feature,
 };
 use crate::limit::LogLimit;
 
@@ -29,6 +29,15 @@ pub struct Entropy {
     buffers: Vec<Buffer>,
     limiter: RateLimiter,
     limit: LogLimit,
+    counts: Counts,
+}
+
+/// Counters.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    requests: u64,
+    bytes: u64,
+    throttled: u64,
 }
 
 impl Entropy {
@@ -81,6 +90,7 @@ impl VirtioDevice for Entropy {
                 && let Err(wait) = self.limiter.admit(Instant::now())
             {
                 progress = Progress::Wait(wait);
+                self.counts.throttled += 1;
                 break;
             }
             let Some(head) = ring.pop(&mut self.buffers)? else {
@@ -93,12 +103,28 @@ impl VirtioDevice for Entropy {
             let len = fill(activation, &self.buffers, &self.limit)?;
             self.limiter.charge(len.into());
             ring.give_back(head, len)?;
+            self.counts.requests += 1;
+            self.counts.bytes += u64::from(len);
             served = true;
         }
         if served && ring.wants_interrupt()? {
             activation.interrupt.used(queue);
         }
         Ok(progress)
+    }
+
+    fn update(&mut self, update: &Update) -> Result<(), UpdateError> {
+        let Update::Entropy(limits) = update;
+        self.limiter.update(limits, Instant::now());
+        Ok(())
+    }
+
+    fn counters(&self) -> Counters {
+        vec![
+            ("requests", self.counts.requests),
+            ("bytes", self.counts.bytes),
+            ("throttled", self.counts.throttled),
+        ]
     }
 
     fn reset(&mut self) {

@@ -1,8 +1,9 @@
 //! A device with the state that its transport and its loop share.
 
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Activation, Interrupt, Progress, VirtioDevice};
+use super::{Activation, Broken, Interrupt, Progress, VirtioDevice};
 use crate::limit::LogLimit;
 
 /// A device, and whether it runs.
@@ -53,20 +54,33 @@ impl Worker {
 
     /// Does a bounded piece of a queue's work. A driver that has broken the rules is told, and the device stands still.
     pub fn service(&mut self, queue: u16) -> Progress {
-        let Some(interrupt) = &self.interrupt else {
+        if self.interrupt.is_none() {
             return Progress::Done;
-        };
-        match self.device.process(queue) {
-            Ok(progress) => progress,
-            Err(broken) => {
-                if self.limit.allow() {
-                    let kind = self.device.device_type();
-                    log::warn!("{kind:?} device, queue {queue}: {broken}; it needs a reset");
-                }
-                interrupt.needs_reset();
-                self.interrupt = None;
-                Progress::Done
-            }
         }
+        let result = self.device.process(queue);
+        self.judge(format_args!("queue {queue}"), result)
+    }
+
+    /// The same for the host's side; a device hears of its host before there is a driver, too.
+    pub fn service_host(&mut self) -> Progress {
+        let result = self.device.process_host();
+        self.judge(format_args!("host side"), result)
+    }
+
+    fn judge(&mut self, part: fmt::Arguments, result: Result<Progress, Broken>) -> Progress {
+        let broken = match result {
+            Ok(progress) => return progress,
+            Err(broken) => broken,
+        };
+        if let Some(interrupt) = self.interrupt.take() {
+            if self.limit.allow() {
+                let kind = self.device.device_type();
+                log::warn!("{kind:?} device, {part}: {broken}; it needs a reset");
+            }
+            interrupt.needs_reset();
+            // Nothing more of this driver's is looked at.
+            self.device.reset();
+        }
+        Progress::Done
     }
 }

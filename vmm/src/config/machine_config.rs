@@ -109,7 +109,7 @@ impl MachineConfig {
 mod tests {
     use super::*;
 
-    fn check(change: impl FnOnce(&mut MachineConfig)) -> Option<&'static str> {
+    fn check(change: impl FnOnce(&mut MachineConfig)) -> Option<String> {
         let mut config = MachineConfig::default();
         change(&mut config);
         config.validate().err().map(|error| error.field)
@@ -119,16 +119,22 @@ mod tests {
     fn sizes_have_limits() {
         let vcpus = Some("machine-config.vcpu_count");
         let memory = Some("machine-config.mem_size_mib");
-        assert_eq!(check(|c| c.vcpu_count = 0), vcpus);
-        assert_eq!(check(|c| c.vcpu_count = 1), None);
-        assert_eq!(check(|c| c.vcpu_count = 32), None);
-        assert_eq!(check(|c| c.vcpu_count = 33), vcpus);
-        assert_eq!(check(|c| c.mem_size_mib = 15), memory);
-        assert_eq!(check(|c| c.mem_size_mib = 16), None);
-        assert_eq!(check(|c| c.mem_size_mib = u64::MAX), memory);
-        assert_eq!(check(|c| (c.smt, c.vcpu_count) = (true, 3)), vcpus);
-        assert_eq!(check(|c| (c.smt, c.vcpu_count) = (true, 1)), None);
+        assert_eq!(check(|c| c.vcpu_count = 0).as_deref(), vcpus);
+        assert_eq!(check(|c| c.vcpu_count = 1).as_deref(), None);
+        assert_eq!(check(|c| c.vcpu_count = 32).as_deref(), None);
+        assert_eq!(check(|c| c.vcpu_count = 33).as_deref(), vcpus);
+        assert_eq!(check(|c| c.mem_size_mib = 15).as_deref(), memory);
+        assert_eq!(check(|c| c.mem_size_mib = 16).as_deref(), None);
+        assert_eq!(check(|c| c.mem_size_mib = u64::MAX).as_deref(), memory);
+        assert_eq!(
+            check(|c| (c.smt, c.vcpu_count) = (true, 3)).as_deref(),
+            vcpus
+        );
+        assert_eq!(
+            check(|c| (c.smt, c.vcpu_count) = (true, 1)).as_deref(),
+            None
+        );
         let odd = |c: &mut MachineConfig| (c.huge_pages, c.mem_size_mib) = (HugePages::Mib2, 129);
-        assert_eq!(check(odd), memory);
+        assert_eq!(check(odd).as_deref(), memory);
     }
 }

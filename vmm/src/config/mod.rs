@@ -77,7 +77,7 @@ where
 #[error("{field}: {problem}; {remedy}")]
 pub struct ConfigError {
     /// Path of the field, as in the configuration file.
-    pub field: &'static str,
+    pub field: String,
     /// What is wrong with its value.
     pub problem: String,
     /// What to do about it.
@@ -85,9 +85,13 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    fn new(field: &'static str, problem: impl Into<String>, remedy: impl Into<String>) -> Self {
+    pub(crate) fn new(
+        field: impl Into<String>,
+        problem: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Self {
         Self {
-            field,
+            field: field.into(),
             problem: problem.into(),
             remedy: remedy.into(),
         }

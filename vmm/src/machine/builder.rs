@@ -16,11 +16,10 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::Machine;
 use super::error::{BuildError, OVERCOMMIT};
 use super::gate::Gate;
-use super::pci::{self, PciDevices};
 use super::vcpu::{Buses, Shared, Vcpu};
+use super::{Machine, pci, specs};
 use crate::bzimage::KernelCache;
 use crate::config::VmConfig;
 use crate::console::Output;
@@ -77,20 +76,29 @@ impl<'a> MachineBuilder<'a> {
         let source = &self.config.boot_source;
         let entry = kernel::load(source, &memory, machine.huge_pages, &cache)?;
         firmware::write(&memory, entry).map_err(BuildError::BootStructures)?;
-        acpi::write(&memory, machine.vcpu_count, pci::needed(self.config))?;
+        acpi::write(&memory, machine.vcpu_count, specs::any(self.config))?;
         self.timeline.mark(Phase::KernelLoaded);
 
         let vm = Arc::new(create_vm(&kvm, &memory, machine.track_dirty_pages)?);
-        let devices = self.attach_devices(&vm, output)?;
-        let PciDevices { names, served } = pci::attach(self.config, &vm, &memory, &devices.buses)?;
+        let legacy = self.attach_legacy(&vm, output)?;
+        // No bus without a device: looking for one costs a guest time.
+        let attached = if specs::any(self.config) {
+            let wanted = specs::make(self.config)?;
+            pci::attach(wanted, self.config, &vm, &memory, &legacy.buses)?
+        } else {
+            Vec::new()
+        };
         let topology = Topology {
             vcpus: machine.vcpu_count,
             smt: machine.smt,
         };
         let shared = Arc::new(Shared {
             vm,
-            buses: devices.buses,
-            pci_names: names,
+            buses: legacy.buses,
+            names: attached
+                .iter()
+                .map(|a| (a.number, a.name.clone()))
+                .collect(),
             gate: Gate::new().map_err(BuildError::Event)?,
             room: output.room(),
             timeline: self.timeline.clone(),
@@ -113,12 +121,12 @@ impl<'a> MachineBuilder<'a> {
         Ok(Machine {
             threads: Vec::with_capacity(waiting.len()),
             waiting,
-            served,
-            io: None,
+            attached,
+            io: Vec::new(),
             shared,
-            serial: devices.serial,
-            events: devices.events,
-            input_space: devices.input_space,
+            serial: legacy.serial,
+            events: legacy.events,
+            input_space: legacy.input_space,
         })
     }
 
@@ -142,7 +150,7 @@ impl<'a> MachineBuilder<'a> {
         Ok(())
     }
 
-    fn attach_devices(&self, vm: &VmFd, output: &Output) -> Result<Devices, BuildError> {
+    fn attach_legacy(&self, vm: &VmFd, output: &Output) -> Result<Legacy, BuildError> {
         let input_space = event()?;
         let serial = Serial::new(
             interrupt(vm, layout::SERIAL_GSI)?,
@@ -182,7 +190,7 @@ impl<'a> MachineBuilder<'a> {
                     .insert(base, BootTimer::LEN, Arc::new(BootTimer))?;
             }
         }
-        Ok(Devices {
+        Ok(Legacy {
             buses,
             serial,
             events,
@@ -191,8 +199,8 @@ impl<'a> MachineBuilder<'a> {
     }
 }
 
-/// The devices, and the ends of them that the machine's owner needs.
-struct Devices {
+/// The devices that every machine has, and the ends of them that the machine's owner needs.
+struct Legacy {
     buses: Buses,
     serial: Arc<Serial>,
     events: Arc<EventRegister>,

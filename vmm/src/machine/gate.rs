@@ -83,7 +83,17 @@ impl Gate {
 
     /// Waits until the gate is open or shut.
     pub fn pass(&self) -> Passage {
+        self.pass_after(|| ())
+    }
+
+    /// The same; where there is no way on, `prepare` is done before the thread counts as parked or over.
+    pub fn pass_after(&self, prepare: impl FnOnce()) -> Passage {
         let mut state = self.lock();
+        if state.position != Position::Open {
+            drop(state);
+            prepare();
+            state = self.lock();
+        }
         let mut waited = false;
         while state.position == Position::Closed {
             waited = true;

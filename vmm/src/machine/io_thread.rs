@@ -1,62 +1,62 @@
-//! The `io` thread: device work, on one event loop.
+//! Threads for device work, each on an event loop: `io`, and those that devices are given of their own.
 //!
-//! Each queue has an event, its kick. A turn does a bounded piece of a queue's work; what has more to do kicks itself,
-//! so that every device gets its turn. The thread passes the machine's gate between turns: a pause stops it too.
+//! Each queue has an event, its kick, and a device may have one of its host side. A turn does a bounded piece of work;
+//! what has more to do comes again after all others. A thread passes the machine's gate between turns: a pause stops it
+//! too, with nothing of its devices' under way in guest memory.
 
+use std::collections::VecDeque;
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use devices::limit::LogLimit;
 use devices::virtio::{Progress, SharedWorker};
-use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
+use event_manager::{
+    EventManager, EventOps, Events, MutEventSubscriber, SubscriberId, SubscriberOps,
+};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
-use vmm_sys_util::timerfd::TimerFd;
 
 use super::gate::{Gate, Passage};
 use super::vcpu::Shared;
 use crate::exit::ExitReason;
 use crate::memory::THREAD_STACK;
 
-/// A device that the thread serves.
+/// A device that a thread serves.
 pub struct IoDevice {
-    /// The device.
-    pub worker: SharedWorker,
+    worker: SharedWorker,
     /// The kick of each queue.
-    pub kicks: Arc<[EventFd]>,
-    /// Wakes the device when its limit allows more; made when first needed.
-    timer: Option<TimerFd>,
+    kicks: Arc<[EventFd]>,
+    /// The host side's descriptor, which the device keeps open.
+    host: Option<RawFd>,
+    /// When a limit of the device allows more.
+    wake_at: Option<Instant>,
+    /// Which parts are in the loop's list: the queues, then the host side.
+    listed: Vec<bool>,
 }
 
 impl IoDevice {
     /// A device and the kick of each of its queues.
     pub fn new(worker: SharedWorker, kicks: Arc<[EventFd]>) -> Self {
+        let host = worker.lock().device().host_event().map(|fd| fd.as_raw_fd());
+        let listed = vec![false; kicks.len() + 1];
         Self {
             worker,
             kicks,
-            timer: None,
+            host,
+            wake_at: None,
+            listed,
         }
     }
 
-    /// Has the loop hear of the device's timer after `time`.
-    fn wait(&mut self, time: Duration, data: u32, ops: &mut EventOps) -> io::Result<()> {
-        let errno = |error: vmm_sys_util::errno::Error| io::Error::from_raw_os_error(error.errno());
-        let timer = match &mut self.timer {
-            Some(timer) => timer,
-            None => {
-                let timer = TimerFd::new().map_err(errno)?;
-                ops.add(Events::with_data(&timer, data, EventSet::IN))
-                    .map_err(|error| io::Error::other(format!("{error:?}")))?;
-                self.timer.insert(timer)
-            }
-        };
-        timer.reset(time, None).map_err(errno)
+    /// The part that stands for the host side.
+    fn host_part(&self) -> u16 {
+        self.kicks.len() as u16
     }
 }
 
-/// The running thread.
+/// A running thread.
 pub struct IoThread {
     thread: Option<JoinHandle<()>>,
     wake: EventFd,
@@ -67,23 +67,23 @@ impl IoThread {
     ///
     /// # Errors
     /// The thread or its loop could not be had.
-    pub fn start(devices: Vec<IoDevice>, shared: Arc<Shared>) -> io::Result<Self> {
+    pub fn start(name: &str, devices: Vec<IoDevice>, shared: Arc<Shared>) -> io::Result<Self> {
         let failed = |error| io::Error::other(format!("{error:?}"));
         let wake = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
         let mut events = EventManager::new_with_capacity(READY_EVENTS).map_err(failed)?;
-        events.add_subscriber(Loop {
+        let id = events.add_subscriber(Loop {
             devices,
+            again: VecDeque::new(),
             wake: wake.try_clone()?,
             shared: shared.clone(),
-            limit: LogLimit::default(),
         });
         shared.gate.enter();
         let spawned = thread::Builder::new()
-            .name("io".into())
+            .name(name.into())
             .stack_size(THREAD_STACK)
             .spawn({
                 let shared = shared.clone();
-                move || run(events, &shared.gate)
+                move || run(events, id, &shared.gate)
             });
         let thread = spawned.inspect_err(|_| shared.gate.leave())?;
         Ok(Self {
@@ -95,7 +95,7 @@ impl IoThread {
     /// Makes the thread look at the gate.
     pub fn kick(&self) {
         if let Err(error) = self.wake.write(1) {
-            log::error!("cannot wake the io thread: {error}");
+            log::error!("cannot wake a device thread: {error}");
         }
     }
 
@@ -110,10 +110,8 @@ impl IoThread {
 
 /// Events that the loop takes from the host at once.
 const READY_EVENTS: usize = 32;
-/// The wake event's number; a queue's is its device's index and its own.
+/// The wake event's number; a part's is its device's index and its own.
 const WAKE: u32 = u32::MAX;
-/// Set in the number of a device's timer.
-const TIMER: u32 = 1 << 31;
 
 /// Counts the thread out, also when it panics.
 struct Presence<'a>(&'a Gate);
@@ -124,11 +122,20 @@ impl Drop for Presence<'_> {
     }
 }
 
-fn run(mut events: EventManager<Loop>, gate: &Gate) {
+fn run(mut events: EventManager<Loop>, id: SubscriberId, gate: &Gate) {
     let _presence = Presence(gate);
-    while gate.pass() != Passage::Over {
-        if let Err(error) = events.run() {
-            let detail = format!("its event loop failed: {error:?}");
+    loop {
+        let turn = events.subscriber_mut(id).map(|devices| {
+            let passage = gate.pass_after(|| devices.quiesce());
+            (passage != Passage::Over).then(|| devices.turn())
+        });
+        let result = match turn {
+            Ok(None) => return,
+            Ok(Some(timeout)) => events.run_with_timeout(timeout).map(|_| ()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = result {
+            let detail = format!("their event loop failed: {error:?}");
             return gate.end(ExitReason::DevicesLost { detail });
         }
     }
@@ -136,43 +143,82 @@ fn run(mut events: EventManager<Loop>, gate: &Gate) {
 
 struct Loop {
     devices: Vec<IoDevice>,
+    /// Parts that have more to do, and their devices: each once.
+    again: VecDeque<(u16, u16)>,
     wake: EventFd,
     shared: Arc<Shared>,
-    limit: LogLimit,
 }
 
 impl Loop {
-    fn serve(&mut self, index: u16, queue: u16, ops: &mut EventOps) {
-        let Some(device) = self.devices.get_mut(usize::from(index)) else {
-            return;
-        };
-        let Some(kick) = device.kicks.get(usize::from(queue)) else {
-            return;
-        };
-        // EAGAIN: somebody else was faster.
-        let _ = kick.read();
-        let progress = device.worker.lock().service(queue);
-        let result = match progress {
-            Progress::Done => Ok(()),
-            Progress::More => kick.write(1),
-            Progress::Wait(time) => device.wait(time, TIMER | u32::from(index) << 16, ops),
-        };
-        if let Err(error) = result
-            && self.limit.allow()
-        {
-            log::error!("cannot go on with a queue: {error}");
+    fn quiesce(&mut self) {
+        for device in &self.devices {
+            device.worker.lock().device().quiesce();
         }
     }
 
-    /// A device's timer is over: all its queues may have something to do.
-    fn on_timer(&mut self, index: u16) {
-        if let Some(device) = self.devices.get_mut(usize::from(index)) {
-            if let Some(timer) = &mut device.timer {
-                let _ = timer.wait();
+    /// Gives every part a turn that has waited for one. Returns how many milliseconds to wait for events then; less than
+    /// zero for as long as it takes.
+    fn turn(&mut self) -> i32 {
+        let now = Instant::now();
+        for index in 0..self.devices.len() as u16 {
+            let device = self.devices.get_mut(usize::from(index));
+            if let Some(device) = device.filter(|device| device.wake_at.is_some_and(|at| at <= now))
+            {
+                device.wake_at = None;
+                // All of it may have something to do.
+                for part in 0..=device.host_part() {
+                    self.list(index, part);
+                }
             }
-            for kick in device.kicks.iter() {
-                // It fails only where a kick is there already.
-                let _ = kick.write(1);
+        }
+        for _ in 0..self.again.len() {
+            if let Some((index, part)) = self.again.pop_front() {
+                self.serve(index, part);
+            }
+        }
+        if !self.again.is_empty() {
+            return 0;
+        }
+        let next = self.devices.iter().filter_map(|d| d.wake_at).min();
+        next.map_or(-1, |at| {
+            let left = at.saturating_duration_since(now);
+            // Rounded up: not too early, to go round for nothing.
+            i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
+        })
+    }
+
+    /// Has a part come again.
+    fn list(&mut self, index: u16, part: u16) {
+        let device = self.devices.get_mut(usize::from(index));
+        let listed = device.and_then(|device| device.listed.get_mut(usize::from(part)));
+        if let Some(listed) = listed.filter(|listed| !**listed) {
+            *listed = true;
+            self.again.push_back((index, part));
+        }
+    }
+
+    fn serve(&mut self, index: u16, part: u16) {
+        let Some(device) = self.devices.get_mut(usize::from(index)) else {
+            return;
+        };
+        if let Some(listed) = device.listed.get_mut(usize::from(part)) {
+            *listed = false;
+        }
+        let mut worker = device.worker.lock();
+        let progress = if part == device.host_part() {
+            worker.service_host()
+        } else {
+            worker.service(part)
+        };
+        drop(worker);
+        match progress {
+            Progress::Done => {}
+            Progress::More => self.list(index, part),
+            Progress::Wait(time) => {
+                let at = Instant::now().checked_add(time);
+                // A limit that is beyond the end of time is looked at again every day.
+                let at = at.unwrap_or_else(|| Instant::now() + Duration::from_secs(86_400));
+                device.wake_at = Some(device.wake_at.map_or(at, |before| before.min(at)));
             }
         }
     }
@@ -181,27 +227,34 @@ impl Loop {
 impl MutEventSubscriber for Loop {
     fn init(&mut self, ops: &mut EventOps) {
         let mut sources = vec![Events::with_data(&self.wake, WAKE, EventSet::IN)];
-        for (index, device) in (0_u16..).zip(&self.devices) {
-            for (queue, kick) in (0_u16..).zip(device.kicks.iter()) {
-                let data = u32::from(index) << 16 | u32::from(queue);
-                sources.push(Events::with_data(kick, data, EventSet::IN));
+        for (index, device) in (0_u32..).zip(&self.devices) {
+            for (part, kick) in (0_u32..).zip(device.kicks.iter()) {
+                sources.push(Events::with_data(kick, index << 16 | part, EventSet::IN));
+            }
+            if let Some(host) = device.host {
+                let data = index << 16 | u32::from(device.host_part());
+                sources.push(Events::with_data_raw(host, data, EventSet::IN));
             }
         }
         for source in sources {
             if let Err(error) = ops.add(source) {
-                let detail = format!("it cannot wait for its events: {error:?}");
+                let detail = format!("their thread cannot wait for its events: {error:?}");
                 self.shared.gate.end(ExitReason::DevicesLost { detail });
             }
         }
     }
 
-    fn process(&mut self, events: Events, ops: &mut EventOps) {
-        match events.data() {
-            WAKE => {
-                let _ = self.wake.read();
-            }
-            data if data & TIMER != 0 => self.on_timer(((data & !TIMER) >> 16) as u16),
-            data => self.serve((data >> 16) as u16, data as u16, ops),
+    fn process(&mut self, events: Events, _ops: &mut EventOps) {
+        if events.data() == WAKE {
+            let _ = self.wake.read();
+            return;
         }
+        let (index, part) = ((events.data() >> 16) as u16, events.data() as u16);
+        let device = self.devices.get(usize::from(index));
+        if let Some(kick) = device.and_then(|device| device.kicks.get(usize::from(part))) {
+            // EAGAIN: somebody else was faster.
+            let _ = kick.read();
+        }
+        self.serve(index, part);
     }
 }

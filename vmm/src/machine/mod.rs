@@ -6,8 +6,9 @@
 //! | `error`   | why a machine could not be built                                               |
 //! | `gate`    | where vCPU threads wait while paused, and learn that it is over                |
 //! | `vcpu`    | a vCPU's thread: run, exit, device, run                                        |
+//! | `specs`   | which virtio devices a configuration asks for                                   |
 //! | `pci`     | the PCI bus and its devices; their interrupts and kicks by KVM's means          |
-//! | `io_thread` | the thread that does the devices' work                                         |
+//! | `io_thread` | the threads that do the devices' work                                          |
 //! | `fault`   | the words for a vCPU that cannot go on                                         |
 //! | `reset`   | whether a reset was a reboot or an emergency                                   |
 //!
@@ -25,14 +26,17 @@ mod gate;
 mod io_thread;
 mod pci;
 mod reset;
+mod specs;
 mod vcpu;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 
 use devices::acpi::EventRegister;
 use devices::legacy::serial::Serial;
+use devices::virtio::{Counters, SharedWorker, Update, UpdateError};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::exit::ExitReason;
@@ -45,13 +49,25 @@ pub use error::BuildError;
 use io_thread::{IoDevice, IoThread};
 use vcpu::{Shared, Vcpu};
 
+/// A virtio device that is part of a machine.
+struct Attached {
+    /// Number on its bus.
+    number: u8,
+    /// Name, unique in the machine.
+    name: String,
+    /// The thread that serves it, if not [`specs::IO`].
+    thread: Option<String>,
+    worker: SharedWorker,
+    /// The kick of each queue.
+    kicks: Arc<[EventFd]>,
+}
+
 /// A complete machine.
 pub struct Machine {
     threads: Vec<JoinHandle<()>>,
     waiting: Vec<Vcpu>,
-    /// Devices whose thread is not started yet.
-    served: Vec<IoDevice>,
-    io: Option<IoThread>,
+    attached: Vec<Attached>,
+    io: Vec<IoThread>,
     shared: Arc<Shared>,
     serial: Arc<Serial>,
     events: Arc<EventRegister>,
@@ -75,9 +91,15 @@ impl Machine {
                 .inspect_err(|_| self.shared.gate.leave())?;
             self.threads.push(thread);
         }
-        if !self.served.is_empty() {
-            let devices = std::mem::take(&mut self.served);
-            self.io = Some(IoThread::start(devices, self.shared.clone())?);
+        let mut threads = BTreeMap::<&str, Vec<IoDevice>>::new();
+        for device in &self.attached {
+            let name = device.thread.as_deref().unwrap_or(specs::IO);
+            let served = IoDevice::new(device.worker.clone(), device.kicks.clone());
+            threads.entry(name).or_default().push(served);
+        }
+        for (name, served) in threads {
+            let thread = IoThread::start(name, served, self.shared.clone())?;
+            self.io.push(thread);
         }
         self.shared.gate.open();
         Ok(())
@@ -138,12 +160,38 @@ impl Machine {
         &self.shared.timeline
     }
 
-    /// Makes every vCPU leave the guest, and the devices' thread its wait.
+    /// Changes the device of that name.
+    ///
+    /// # Errors
+    /// [`UpdateError`]; nothing has changed.
+    pub fn update(&self, name: &str, update: &Update) -> Result<(), UpdateError> {
+        let device = self.attached.iter().find(|device| device.name == name);
+        let device = device.ok_or_else(|| {
+            UpdateError::Refused(format!("there is no device {name} in this machine"))
+        })?;
+        device.worker.lock().device().update(update)?;
+        // What the old limits held up may go on now.
+        for kick in device.kicks.iter() {
+            // It fails only where a kick is there already.
+            let _ = kick.write(1);
+        }
+        Ok(())
+    }
+
+    /// What each virtio device has done so far, by its name.
+    pub fn counters(&self) -> Vec<(&str, Counters)> {
+        let of = |device: &Attached| device.worker.lock().device().counters();
+        let all = self.attached.iter();
+        all.map(|device| (device.name.as_str(), of(device)))
+            .collect()
+    }
+
+    /// Makes every vCPU leave the guest, and the devices' threads their wait.
     fn kick(&self) {
         for thread in &self.threads {
             kick::send(thread);
         }
-        if let Some(io) = &self.io {
+        for io in &self.io {
             io.kick();
         }
     }
@@ -157,7 +205,7 @@ impl Drop for Machine {
             // A vCPU thread that panicked has nothing more to say here.
             let _ = thread.join();
         }
-        if let Some(io) = &mut self.io {
+        for io in &mut self.io {
             io.join();
         }
         self.shared.timeline.mark(Phase::Shutdown);

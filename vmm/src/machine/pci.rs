@@ -7,9 +7,8 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use devices::pci::{ConfigPorts, Ecam, MsiMessage, MsiSink, PciRoot};
+use devices::virtio::SharedWorker;
 use devices::virtio::pci::{Doorbells, Parts, VirtioPci};
-use devices::virtio::rng::Entropy;
-use devices::virtio::{SharedWorker, VirtioDevice};
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
     KVM_IRQCHIP_PIC_SLAVE, KvmIrqRouting, kvm_irq_routing_entry,
@@ -17,9 +16,10 @@ use kvm_bindings::{
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::Attached;
 use super::builder::event;
 use super::error::BuildError;
-use super::io_thread::IoDevice;
+use super::specs::Spec;
 use super::vcpu::Buses;
 use crate::config::VmConfig;
 use crate::layout;
@@ -29,36 +29,17 @@ use crate::memory::GuestMemory;
 const PIC_PINS: u32 = 16;
 const IO_APIC_PINS: u32 = 24;
 
-/// The PCI devices of a machine.
-pub struct PciDevices {
-    /// Names in the timeline, by number on the bus.
-    pub names: BTreeMap<u8, &'static str>,
-    /// What the `io` thread serves.
-    pub served: Vec<IoDevice>,
-}
-
-/// Whether the machine has a PCI bus: only if a device is on it, as looking for one costs a guest time.
-pub fn needed(config: &VmConfig) -> bool {
-    config.entropy.is_some()
-}
-
-/// Makes the bus and its devices, and puts them on `buses`.
+/// Makes the bus, and puts `specs` on it.
 ///
 /// # Errors
 /// [`BuildError`].
 pub fn attach(
+    specs: Vec<Spec>,
     config: &VmConfig,
     vm: &Arc<VmFd>,
     memory: &GuestMemory,
     buses: &Buses,
-) -> Result<PciDevices, BuildError> {
-    let mut devices = PciDevices {
-        names: BTreeMap::new(),
-        served: Vec::new(),
-    };
-    if !needed(config) {
-        return Ok(devices);
-    }
+) -> Result<Vec<Attached>, BuildError> {
     let arguments = config.boot_source.command_line();
     if arguments.split_whitespace().any(|word| word == "pci=off") {
         log::warn!(
@@ -78,13 +59,10 @@ pub fn attach(
         _memory: memory.clone(),
         routes: Mutex::new(Routes::default()),
     });
-    let mut all: Vec<(&'static str, Box<dyn VirtioDevice>)> = Vec::new();
-    if let Some(entropy) = &config.entropy {
-        let limits = entropy.rate_limiter.unwrap_or_default();
-        all.push(("entropy", Box::new(Entropy::new(&limits))));
-    }
+    let mut attached = Vec::new();
     // The host bridge is 0.
-    for (slot, (name, device)) in (1_u8..).zip(all) {
+    for (slot, spec) in (1_u8..).zip(specs) {
+        let device = spec.device;
         let queues = device.queue_sizes().len();
         let kicks: Result<Arc<[EventFd]>, _> = (0..queues).map(|_| event()).collect();
         let kicks = kicks?;
@@ -104,10 +82,15 @@ pub fn attach(
             doorbells: Box::new(KvmDoorbells(router.clone())),
         });
         root.add(slot, function)?;
-        devices.names.insert(slot, name);
-        devices.served.push(IoDevice::new(worker, kicks));
+        attached.push(Attached {
+            number: slot,
+            name: spec.name,
+            thread: spec.thread,
+            worker,
+            kicks,
+        });
     }
-    Ok(devices)
+    Ok(attached)
 }
 
 /// Owner of the VM's interrupt routes.

@@ -54,8 +54,8 @@ pub struct Buses {
 pub struct Shared {
     pub vm: Arc<VmFd>,
     pub buses: Buses,
-    /// Names of PCI devices, by their number.
-    pub pci_names: BTreeMap<u8, &'static str>,
+    /// Names of virtio devices, by their number.
+    pub names: BTreeMap<u8, String>,
     pub gate: Gate,
     pub room: Room,
     pub timeline: Arc<Timeline>,
@@ -239,8 +239,9 @@ impl Vcpu {
                 Next::Run
             }
             Action::DriverOk(slot) => {
-                let name = self.shared.pci_names.get(&slot);
-                self.shared.timeline.mark_driver_ok(name.unwrap_or(&"?"));
+                let name = self.shared.names.get(&slot);
+                let name = name.map_or("?", String::as_str);
+                self.shared.timeline.mark_driver_ok(name);
                 Next::Run
             }
             Action::PowerOff => Next::End(ExitReason::PowerOff),

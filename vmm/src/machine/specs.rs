@@ -1,0 +1,42 @@
+//! Which virtio devices a configuration asks for, in the order in which the guest finds them.
+
+use devices::virtio::VirtioDevice;
+use devices::virtio::rng::Entropy;
+
+use super::error::BuildError;
+use crate::config::VmConfig;
+
+/// A device to be.
+pub struct Spec {
+    /// Name in the timeline and among the counters, unique in its machine: `entropy`, `block_ID`, `net_ID`.
+    pub name: String,
+    /// The device.
+    pub device: Box<dyn VirtioDevice>,
+    /// The thread that serves it: those of the same name share one. `None` for [`IO`].
+    pub thread: Option<String>,
+}
+
+/// The thread of devices that have not been given another.
+pub const IO: &str = "io";
+
+/// Whether there will be any.
+pub fn any(config: &VmConfig) -> bool {
+    config.entropy.is_some()
+}
+
+/// Makes them, which opens what they need on the host.
+///
+/// # Errors
+/// [`BuildError`].
+pub fn make(config: &VmConfig) -> Result<Vec<Spec>, BuildError> {
+    let mut specs = Vec::new();
+    if let Some(entropy) = &config.entropy {
+        let limits = entropy.rate_limiter.unwrap_or_default();
+        specs.push(Spec {
+            name: "entropy".into(),
+            device: Box::new(Entropy::new(&limits)),
+            thread: None,
+        });
+    }
+    Ok(specs)
+}
