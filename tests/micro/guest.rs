@@ -24,7 +24,7 @@ macro_rules! guest {
             options(raw)
         );
 
-        fn $name() -> &'static [u8] {
+        pub fn $name() -> &'static [u8] {
             unsafe extern "C" {
                 #[link_name = concat!("micro_", stringify!($name))]
                 static START: u8;

@@ -245,6 +245,7 @@ fn without_a_device_there_is_no_bus() {
 guest!(
     asking_on_and_on,
     r#"
+    say "ready\n"
     map_8_gib
     mov r12d, 0xf0008000
     mov r13d, 0xe0008000

@@ -114,9 +114,12 @@ impl VirtioDevice for Entropy {
     }
 
     fn update(&mut self, update: &Update) -> Result<(), UpdateError> {
-        let Update::Entropy(limits) = update;
-        self.limiter.update(limits, Instant::now());
-        Ok(())
+        match update {
+            Update::Entropy(limits) => {
+                self.limiter.update(limits, Instant::now());
+                Ok(())
+            }
+        }
     }
 
     fn counters(&self) -> Counters {

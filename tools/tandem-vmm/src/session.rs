@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use api_server::config::{self, DocumentError, MAX_BYTES};
 use vmm::config::{LoggerConfig, VmConfig};
-use vmm::console::Output;
+use vmm::console::{Output, append_to};
 use vmm::exit::{self, ExitReason};
 use vmm::machine::{BuildError, Host, MachineBuilder};
 use vmm::run::{self, Options, RunError};
@@ -101,6 +101,11 @@ pub fn run(args: &Args, start: Start) -> Result<ExitReason, Failure> {
     // Opened now: a guest that ran for days shall not end with "cannot write". What is there stays until there is more to say.
     let timeline_file = args.boot_timeline.as_deref().map(open_report).transpose()?;
 
+    let metrics = config.metrics.as_ref().map(|metrics| {
+        let path = metrics.metrics_path.as_path();
+        append_to(path).map_err(unwritable("metrics.metrics_path", path))
+    });
+    let metrics = metrics.transpose()?;
     let serial_path = config
         .serial
         .as_ref()
@@ -118,9 +123,15 @@ pub fn run(args: &Args, start: Start) -> Result<ExitReason, Failure> {
         boot_timer: args.boot_timer || args.boot_timeline.is_some(),
     };
     let machine = MachineBuilder::new(&config, &host, timeline.clone()).build(&output)?;
+    let config_file = args.config_file.clone();
     let options = Options {
         grace: args.stop_timeout,
         input,
+        reload: Box::new(move || {
+            read_config(&config_file).map_err(|failure| OneLine(&failure).to_string())
+        }),
+        config,
+        metrics,
     };
     let reason = run::run(machine, output, options)?;
     if let (Some(file), Some(path)) = (timeline_file, &args.boot_timeline) {

@@ -15,7 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 pub use boot_source::{BootSource, Decompression};
 pub use entropy::EntropyConfig;
 pub use machine_config::{CpuTemplate, HugePages, MAX_VCPUS, MIN_MEMORY_MIB, MachineConfig};
-pub use output::{Level, LoggerConfig, SerialConfig};
+pub use output::{Level, LoggerConfig, MetricsConfig, SerialConfig};
 use unsupported::{Unsupported, absent};
 
 /// One VM.
@@ -38,6 +38,9 @@ pub struct VmConfig {
     /// Where the log goes and how much of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logger: Option<LoggerConfig>,
+    /// Where counters go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<MetricsConfig>,
     /// A source of random numbers for the guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entropy: Option<EntropyConfig>,
@@ -59,8 +62,6 @@ pub struct VmConfig {
     mmds_config: Unsupported,
     #[serde(rename = "cpu-config", default, skip_serializing_if = "absent")]
     cpu_config: Unsupported,
-    #[serde(default, skip_serializing_if = "absent")]
-    metrics: Unsupported,
 }
 
 /// Firecracker's optional fields may be `null`.
@@ -106,6 +107,7 @@ impl VmConfig {
             machine_config: MachineConfig::default(),
             serial: None,
             logger: None,
+            metrics: None,
             entropy: None,
             drives: Unsupported,
             network_interfaces: Unsupported,
@@ -115,7 +117,6 @@ impl VmConfig {
             memory_hotplug: Unsupported,
             mmds_config: Unsupported,
             cpu_config: Unsupported,
-            metrics: Unsupported,
         }
     }
 
@@ -193,7 +194,7 @@ mod tests {
             let error = parse(&json).unwrap_err().to_string();
             assert!(error.contains("does not have yet"), "{error}");
         }
-        for section in ["vsock", "balloon", "metrics", "cpu-config"] {
+        for section in ["vsock", "balloon", "cpu-config"] {
             for value in ["{}", "\"x\"", "1", "true"] {
                 let json = format!(
                     r#"{{"boot-source": {{"kernel_image_path": "k"}}, "{section}": {value}}}"#
@@ -230,6 +231,7 @@ mod tests {
             r#"{"boot-source": {"kernel_image_path": "k"}, "machine-config": {"vcpu_count": 1, "mem_size_mib": 64, "ht": 1}}"#,
             r#"{"boot-source": {"kernel_image_path": "k"}, "serial": {"path": "x"}}"#,
             r#"{"boot-source": {"kernel_image_path": "k"}, "logger": {"path": "x"}}"#,
+            r#"{"boot-source": {"kernel_image_path": "k"}, "metrics": {"path": "x"}}"#,
         ] {
             let error = parse(json).unwrap_err().to_string();
             assert!(error.contains("unknown field"), "{error}");

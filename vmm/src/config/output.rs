@@ -36,6 +36,14 @@ pub struct LoggerConfig {
     pub module: Option<String>,
 }
 
+/// Counters of the devices.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MetricsConfig {
+    /// File or FIFO that lines of JSON are appended to.
+    pub metrics_path: PathBuf,
+}
+
 /// A log level. Written as Firecracker writes it, read in any case, with "Warn" for "Warning".
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String")]

@@ -6,6 +6,7 @@
 //! | `error`   | why a machine could not be built                                               |
 //! | `gate`    | where vCPU threads wait while paused, and learn that it is over                |
 //! | `vcpu`    | a vCPU's thread: run, exit, device, run                                        |
+//! | `changes` | what to change while it runs, to be as another configuration says               |
 //! | `specs`   | which virtio devices a configuration asks for                                   |
 //! | `pci`     | the PCI bus and its devices; their interrupts and kicks by KVM's means          |
 //! | `io_thread` | the threads that do the devices' work                                          |
@@ -20,6 +21,7 @@
 //! gate's is taken alone. None is held while the guest runs or a vCPU waits.
 
 mod builder;
+mod changes;
 mod error;
 mod fault;
 mod gate;
@@ -45,6 +47,7 @@ use crate::memory::{GuestMemory, THREAD_STACK};
 use crate::timeline::{Phase, Timeline};
 
 pub use builder::{Host, MachineBuilder};
+pub use changes::{Changes, changes};
 pub use error::BuildError;
 use io_thread::{IoDevice, IoThread};
 use vcpu::{Shared, Vcpu};

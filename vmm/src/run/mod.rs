@@ -2,10 +2,13 @@
 //!
 //! One `event-manager` loop with one subscriber. SIGTERM, SIGINT, SIGHUP and SIGQUIT press the power button, again and again
 //! while the grace time lasts: a guest that is still booting does not feel the first press. If it has not switched itself off
-//! then, or a second signal comes, the machine is stopped.
+//! then, or a second signal comes, the machine is stopped. SIGUSR1 has the configuration looked at again, and what can be
+//! changed while the machine runs is changed; SIGUSR2 writes a line of metrics.
 
+mod metrics;
 mod signals;
 
+use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,9 +17,11 @@ use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, Subscrib
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::timerfd::TimerFd;
 
+use crate::config::VmConfig;
 use crate::console::{Input, Output, RawTerminal};
 use crate::exit::ExitReason;
-use crate::machine::Machine;
+use crate::machine::{self, Changes, Machine};
+use metrics::Metrics;
 use signals::SignalFd;
 
 /// How long output that nobody reads may hold up the end of the process.
@@ -48,12 +53,17 @@ impl RunError {
 }
 
 /// How a machine is run.
-#[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Time that the guest has to switch itself off after the power button was pressed.
     pub grace: Duration,
     /// Whether standard input is the serial port's.
     pub input: bool,
+    /// What the machine was built from.
+    pub config: VmConfig,
+    /// Reads the configuration again; the error is one line.
+    pub reload: Box<dyn FnMut() -> Result<VmConfig, String> + Send>,
+    /// Where metrics go. The file does not block.
+    pub metrics: Option<File>,
 }
 
 /// Runs `machine` until it is over. Returns why it is.
@@ -73,11 +83,15 @@ pub fn run(machine: Machine, mut output: Output, options: Options) -> Result<Exi
     let timer = TimerFd::new().map_err(|error| {
         RunError::io("make a timer")(io::Error::from_raw_os_error(error.errno()))
     })?;
+    let metrics = options.metrics.map(Metrics::new).transpose();
     let controller = Arc::new(Mutex::new(Controller {
         machine,
         signals,
         timer,
         grace: options.grace,
+        config: options.config,
+        reload: options.reload,
+        metrics: metrics.map_err(RunError::io("make a timer"))?,
         stopping: None,
         terminal,
         input,
@@ -93,7 +107,9 @@ pub fn run(machine: Machine, mut output: Output, options: Options) -> Result<Exi
         .map_err(RunError::io("start the console's thread"))?;
     let reason = loop {
         events.run().map_err(RunError::Loop)?;
-        if let Some(reason) = lock(&controller).machine.exit_reason() {
+        let mut controller = lock(&controller);
+        if let Some(reason) = controller.machine.exit_reason() {
+            controller.write_metrics();
             break reason;
         }
     };
@@ -114,6 +130,10 @@ struct Controller {
     signals: SignalFd,
     timer: TimerFd,
     grace: Duration,
+    /// What the machine is like now.
+    config: VmConfig,
+    reload: Box<dyn FnMut() -> Result<VmConfig, String> + Send>,
+    metrics: Option<Metrics>,
     stopping: Option<Stopping>,
     terminal: Option<RawTerminal>,
     input: Option<Input>,
@@ -134,6 +154,7 @@ const SIGNAL: u32 = 1;
 const PRESS: u32 = 2;
 const INPUT: u32 = 3;
 const INPUT_SPACE: u32 = 4;
+const METRICS: u32 = 5;
 
 impl Controller {
     fn on_signal(&mut self, ops: &mut EventOps) {
@@ -145,9 +166,52 @@ impl Controller {
                 return;
             }
         };
-        if signal == libc::SIGCONT {
-            self.on_continued(ops);
-        } else if self.stopping.is_some() {
+        match signal {
+            libc::SIGCONT => self.on_continued(ops),
+            libc::SIGUSR1 => self.reconfigure(),
+            libc::SIGUSR2 => self.write_metrics(),
+            _ => self.on_ending_signal(signal),
+        }
+    }
+
+    fn write_metrics(&mut self) {
+        if let Some(metrics) = &mut self.metrics {
+            metrics.write(&self.machine);
+        }
+    }
+
+    /// Looks at the configuration again. What is wrong with it, or cannot be changed, is told and changes nothing.
+    fn reconfigure(&mut self) {
+        let wanted = match (self.reload)() {
+            Ok(wanted) => wanted,
+            Err(problem) => return log::error!("the configuration stays as it is: {problem}"),
+        };
+        let Changes {
+            updates,
+            refused,
+            reached,
+        } = machine::changes(&self.config, &wanted);
+        for field in refused {
+            log::warn!("{field}: cannot be changed while the machine runs; start it again");
+        }
+        let mut all = true;
+        for (name, update) in &updates {
+            match self.machine.update(name, update) {
+                Ok(()) => log::info!("{name}: changed"),
+                Err(error) => {
+                    all = false;
+                    log::error!("{name}: {error}; it stays as it was");
+                }
+            }
+        }
+        // What did not succeed is tried again the next time.
+        if all {
+            self.config = reached;
+        }
+    }
+
+    fn on_ending_signal(&mut self, signal: i32) {
+        if self.stopping.is_some() {
             log::info!("signal {signal} again: stopping at once");
             self.machine.end(ExitReason::Stopped { signal });
         } else {
@@ -255,7 +319,9 @@ impl MutEventSubscriber for Controller {
             Events::with_data(&self.timer, PRESS, EventSet::IN),
             Events::with_data(self.machine.input_space(), INPUT_SPACE, EventSet::IN),
         ];
-        for source in sources {
+        let metrics = self.metrics.as_ref().map(Metrics::timer);
+        let metrics = metrics.map(|timer| Events::with_data(timer, METRICS, EventSet::IN));
+        for source in sources.into_iter().chain(metrics) {
             if let Err(error) = ops.add(source) {
                 // Without its sources the loop could never end.
                 log::error!("cannot wait for events: {error}");
@@ -273,6 +339,11 @@ impl MutEventSubscriber for Controller {
             PRESS => {
                 let _ = self.timer.wait();
                 self.press_or_stop();
+            }
+            METRICS => {
+                if let Some(metrics) = &mut self.metrics {
+                    metrics.on_timer(&self.machine);
+                }
             }
             INPUT => self.feed(true, ops),
             INPUT_SPACE => {
