@@ -11,7 +11,7 @@
 //! | [`acpi`]   | sleep and reset registers, the Generic Event Device's register           |
 //! | [`legacy`] | what a PC always had: serial port, i8042 reset, CMOS clock, debug ports  |
 //! | [`pci`]    | host bridge, configuration space, MSI-X                                  |
-//! | [`virtio`] | virtio devices, and the transport that a guest's drivers find them by     |
+//! | [`virtio`] | virtio devices, and the transports that a guest's drivers find them by    |
 //! | [`limit`]  | a limit for log messages that a guest can cause                          |
 //! | [`utc`]    | date and time of day                                                     |
 //!

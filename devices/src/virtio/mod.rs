@@ -1,13 +1,15 @@
-//! Virtio devices, and the transport that a guest's drivers find them by. Sections are those of VIRTIO 1.2.
+//! Virtio devices, and the transports that a guest's drivers find them by. Sections are those of VIRTIO 1.2.
 //!
 //! | file          | what lives there                                                         |
 //! |---------------|--------------------------------------------------------------------------|
+//! | `front`       | what every transport does in the same way: status, queues, kicks, start and end |
 //! | `negotiation` | what every transport has: status, features, queue setup (2.1, 2.2, 3.1)    |
 //! | `ring`        | [`Ring`]: a split virtqueue (2.7) whose chains are checked as a whole       |
 //! | [`chain`]     | what is in a chain's buffers, wherever the driver has cut them            |
 //! | `worker`      | [`Worker`]: a device with the state that its transport and its loop share  |
 //! | [`rate_limiter`] | bytes and requests in a time                                          |
 //! | [`pci`]       | the PCI transport (4.1)                                                   |
+//! | [`mmio`]      | the MMIO transport (4.2)                                                  |
 //! | [`rng`]       | entropy device (5.4)                                                      |
 //!
 //! A [`VirtioDevice`] does not know its transport: it gets [`Ring`]s and an [`Interrupt`] when the driver is ready, and
@@ -17,6 +19,8 @@
 //! Lock order: a transport's state, then the worker, then what is inside an [`Interrupt`].
 
 pub mod chain;
+mod front;
+pub mod mmio;
 mod negotiation;
 pub mod pci;
 pub mod rate_limiter;
@@ -31,6 +35,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use chain::{Cursor, IoVec};
+pub use front::{Backend, FrontState};
 pub use negotiation::{Negotiation, NegotiationState, Status, Step};
 use rate_limiter::RateLimiterConfig;
 pub use ring::{Broken, Buffer, Ring, RingState};
@@ -47,6 +52,8 @@ pub mod feature {
     pub const EVENT_IDX: u64 = 1 << 29;
     /// Not a legacy device.
     pub const VERSION_1: u64 = 1 << 32;
+    /// Queues can be reset one by one (2.6.1). Offered for a device that has a [`QueueReset`](super::QueueReset).
+    pub const RING_RESET: u64 = 1 << 40;
     /// What every device here offers.
     pub const COMMON: u64 = INDIRECT_DESC | EVENT_IDX | VERSION_1;
 }
@@ -165,6 +172,11 @@ pub trait VirtioDevice: Send {
     fn process_host(&mut self) -> Result<Progress, Broken> {
         Ok(Progress::Done)
     }
+    /// How single queues are reset and started again (2.6.1). `None`, as by default, for a device that cannot do it;
+    /// [`RING_RESET`](feature::RING_RESET) is offered for one that can.
+    fn queue_reset(&mut self) -> Option<&mut dyn QueueReset> {
+        None
+    }
     /// Waits until nothing is under way in guest memory, as before a pause. What comes in after that is left waiting.
     fn quiesce(&mut self) {}
     /// Changes a device while it may be running.
@@ -185,6 +197,25 @@ pub trait VirtioDevice: Send {
     fn save(&self) -> DeviceState;
     /// Carries on from `state`; the device is active if it was.
     fn restore(&mut self, state: &DeviceState);
+}
+
+/// A device whose queues can be reset one by one (2.6.1), while it is active and its other queues go on.
+///
+/// A driver does it to give a queue another size (`ethtool -G`), and over MMIO also by taking `QueueReady` back. Both are
+/// called on a vCPU's thread, with the worker locked: not while the device processes something, and for a bounded time.
+pub trait QueueReset {
+    /// Drops the queue: its [`Ring`], chains that were popped and not given back, everything that was remembered of it.
+    ///
+    /// On return nothing of it may be under way in guest memory: a device that hands buffers to the host waits for, or
+    /// cancels, those of this queue, and neither gives them back nor interrupts for them. From then on
+    /// [`process`](VirtioDevice::process) of this queue does nothing, and [`process_host`](VirtioDevice::process_host)
+    /// leaves what would go there to the host; a kick may still come. What is saved says that the queue is not there.
+    /// The configuration and the rest of the device stay as they are. The queue may be one that was not in use.
+    fn reset_queue(&mut self, queue: u16);
+
+    /// Takes the queue into use, from its start and perhaps with another size: always one that is not in use, and perhaps
+    /// one that [`activate`](VirtioDevice::activate) was not given. A kick for it follows.
+    fn start_queue(&mut self, queue: u16, ring: Ring);
 }
 
 /// Numbers of a device, by name.
@@ -215,5 +246,7 @@ pub enum DeviceState {
     Entropy(rng::EntropyState),
 }
 
+#[cfg(test)]
+mod moves;
 #[cfg(test)]
 mod testing;

@@ -8,8 +8,8 @@ use vm_memory::Bytes;
 
 use super::rate_limiter::{RateLimiter, RateLimiterConfig};
 use super::{
-    Activation, Broken, Buffer, Counters, DeviceState, DeviceType, Progress, Ring, RingState,
-    Update, UpdateError, VirtioDevice, feature,
+    Activation, Broken, Buffer, Counters, DeviceState, DeviceType, Memory, Progress, QueueReset,
+    Ring, RingState, Update, UpdateError, VirtioDevice, feature,
 };
 use crate::limit::LogLimit;
 
@@ -25,7 +25,7 @@ const QUEUE_SIZE: u16 = 256;
 /// The device.
 #[derive(Default)]
 pub struct Entropy {
-    active: Option<(Activation, Ring)>,
+    active: Option<Activation>,
     buffers: Vec<Buffer>,
     limiter: RateLimiter,
     limit: LogLimit,
@@ -74,13 +74,15 @@ impl VirtioDevice for Entropy {
 
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
-    fn activate(&mut self, mut activation: Activation) {
-        let ring = activation.rings.first_mut().and_then(Option::take);
-        self.active = ring.map(|ring| (activation, ring));
+    fn activate(&mut self, activation: Activation) {
+        self.active = Some(activation);
     }
 
     fn process(&mut self, queue: u16) -> Result<Progress, Broken> {
-        let Some((activation, ring)) = self.active.as_mut().filter(|_| queue == 0) else {
+        let Some(active) = &mut self.active else {
+            return Ok(Progress::Done);
+        };
+        let Some(Some(ring)) = active.rings.get_mut(usize::from(queue)) else {
             return Ok(Progress::Done);
         };
         let mut progress = Progress::More;
@@ -100,7 +102,7 @@ impl VirtioDevice for Entropy {
                 }
                 continue;
             };
-            let len = fill(activation, &self.buffers, &self.limit)?;
+            let len = fill(&active.memory, &self.buffers, &self.limit)?;
             self.limiter.charge(len.into());
             ring.give_back(head, len)?;
             self.counts.requests += 1;
@@ -108,9 +110,13 @@ impl VirtioDevice for Entropy {
             served = true;
         }
         if served && ring.wants_interrupt()? {
-            activation.interrupt.used(queue);
+            active.interrupt.used(queue);
         }
         Ok(progress)
+    }
+
+    fn queue_reset(&mut self) -> Option<&mut dyn QueueReset> {
+        Some(self)
     }
 
     fn update(&mut self, update: &Update) -> Result<(), UpdateError> {
@@ -136,20 +142,39 @@ impl VirtioDevice for Entropy {
     }
 
     fn save(&self) -> DeviceState {
-        let ring = self.active.as_ref().map(|(_, ring)| ring.save());
+        let rings = self.active.as_ref().map(|active| &active.rings);
+        let ring = rings.and_then(|rings| rings.first()?.as_ref());
+        let ring = ring.map(Ring::save);
         DeviceState::Entropy(EntropyState { ring })
     }
 
     fn restore(&mut self, state: &DeviceState) {
         let DeviceState::Entropy(state) = state;
-        if let (Some((_, ring)), Some(position)) = (&mut self.active, state.ring) {
+        let rings = self.active.iter_mut().flat_map(|active| &mut active.rings);
+        if let (Some(ring), Some(position)) = (rings.flatten().next(), state.ring) {
             ring.restore(position);
         }
     }
 }
 
+impl QueueReset for Entropy {
+    fn reset_queue(&mut self, queue: u16) {
+        let rings = self.active.as_mut().map(|active| &mut active.rings);
+        if let Some(slot) = rings.and_then(|rings| rings.get_mut(usize::from(queue))) {
+            *slot = None;
+        }
+    }
+
+    fn start_queue(&mut self, queue: u16, ring: Ring) {
+        let rings = self.active.as_mut().map(|active| &mut active.rings);
+        if let Some(slot) = rings.and_then(|rings| rings.get_mut(usize::from(queue))) {
+            *slot = Some(ring);
+        }
+    }
+}
+
 /// Fills a chain, up to [`MOST_BYTES`]. Returns how many bytes it has got.
-fn fill(activation: &Activation, buffers: &[Buffer], limit: &LogLimit) -> Result<u32, Broken> {
+fn fill(memory: &Memory, buffers: &[Buffer], limit: &LogLimit) -> Result<u32, Broken> {
     let mut piece = [0; PIECE];
     let mut total = 0;
     for buffer in buffers {
@@ -168,7 +193,7 @@ fn fill(activation: &Activation, buffers: &[Buffer], limit: &LogLimit) -> Result
                 return Ok(total as u32);
             }
             let bad = |_| Broken("a buffer is not in memory");
-            activation.memory.write_slice(bytes, at).map_err(bad)?;
+            memory.write_slice(bytes, at).map_err(bad)?;
             total += bytes.len();
             left -= bytes.len();
             // The buffer is in memory, so its addresses do not overflow.

@@ -28,6 +28,14 @@ impl Driver {
         Self { memory: memory() }
     }
 
+    /// All of it is zero again.
+    pub fn clear(&self) {
+        let zeros = [0; 0x3000];
+        self.memory
+            .write_slice(&zeros, GuestAddress(TABLE))
+            .unwrap();
+    }
+
     pub fn setup() -> QueueSetup {
         QueueSetup {
             max: SIZE,

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::{Activation, Broken, Interrupt, Progress, VirtioDevice};
+use super::{Activation, Broken, Interrupt, Progress, Ring, VirtioDevice};
 use crate::limit::LogLimit;
 
 /// A device, and whether it runs.
@@ -50,6 +50,28 @@ impl Worker {
     pub fn stop(&mut self) {
         self.interrupt = None;
         self.device.reset();
+    }
+
+    /// Resets a queue of a device that runs, so that it touches that queue no more (2.6.1.1). False if it cannot.
+    pub fn reset_queue(&mut self, queue: u16) -> bool {
+        let Some(resets) = self.device.queue_reset() else {
+            return false;
+        };
+        if self.interrupt.is_some() {
+            resets.reset_queue(queue);
+        }
+        true
+    }
+
+    /// Starts a queue that does not run, of a device that does (2.6.1.2). False if it cannot.
+    pub fn start_queue(&mut self, queue: u16, ring: Ring) -> bool {
+        let Some(resets) = self.device.queue_reset() else {
+            return false;
+        };
+        if self.interrupt.is_some() {
+            resets.start_queue(queue, ring);
+        }
+        true
     }
 
     /// Does a bounded piece of a queue's work. A driver that has broken the rules is told, and the device stands still.

@@ -7,8 +7,8 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use devices::pci::{ConfigPorts, Ecam, MsiMessage, MsiSink, PciRoot};
-use devices::virtio::SharedWorker;
 use devices::virtio::pci::{Doorbells, Parts, VirtioPci};
+use devices::virtio::{Backend, SharedWorker};
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
     KVM_IRQCHIP_PIC_SLAVE, KvmIrqRouting, kvm_irq_routing_entry,
@@ -70,10 +70,12 @@ pub fn attach(
         let vectors = VirtioPci::vectors(queues as u16);
         let bar = layout::PCI_WINDOW.start + u64::from(slot) * u64::from(VirtioPci::BAR_SIZE);
         let function = VirtioPci::new(Parts {
-            slot,
-            worker: worker.clone(),
-            kicks: kicks.clone(),
-            memory: memory.clone(),
+            backend: Backend {
+                number: slot,
+                worker: worker.clone(),
+                kicks: kicks.clone(),
+                memory: memory.clone(),
+            },
             bus: Arc::downgrade(&buses.mmio),
             window: layout::PCI_WINDOW,
             // The window is below 4 GiB.

@@ -4,6 +4,7 @@
 
 use super::{State, VirtioPci};
 use crate::bus::Action;
+use crate::virtio::front::Line;
 
 /// Bytes of the structure.
 pub const LEN: u32 = 0x3c;
@@ -23,10 +24,11 @@ const QUEUE_ENABLE: u64 = 0x1c;
 const QUEUE_NOTIFY_OFFSET: u64 = 0x1e;
 const QUEUE_AREAS: u64 = 0x20;
 const QUEUE_AREAS_END: u64 = 0x38;
+const QUEUE_RESET: u64 = 0x3a;
 
 /// Reads. `data` is zeroed.
 pub fn read(function: &VirtioPci, state: &mut State, offset: u64, data: &mut [u8]) {
-    let signals = &function.signals;
+    let signals = function.front.line();
     let negotiation = &mut state.negotiation;
     let (offered_select, accepted_select, queue_select) = negotiation.selectors();
     let (offered_select, accepted_select, selected) =
@@ -39,8 +41,8 @@ pub fn read(function: &VirtioPci, state: &mut State, offset: u64, data: &mut [u8
         (DRIVER_FEATURE, 4) => negotiation.accepted_half().into(),
         (CONFIG_VECTOR, 2) => signals.config_vector().into(),
         (NUM_QUEUES, 2) => negotiation.queues().into(),
-        (DEVICE_STATUS, 1) => signals.status.get().into(),
-        (CONFIG_GENERATION, 1) => signals.generation().into(),
+        (DEVICE_STATUS, 1) => signals.signs().status.get().into(),
+        (CONFIG_GENERATION, 1) => signals.signs().generation().into(),
         (QUEUE_SELECT, 2) => selected.into(),
         // Zero where there is no such queue.
         (QUEUE_SIZE, 2) => queue.map_or(0, |queue| queue.size).into(),
@@ -52,6 +54,7 @@ pub fn read(function: &VirtioPci, state: &mut State, offset: u64, data: &mut [u8
             let area = queue.and_then(|queue| queue.areas.get((at / 8) as usize));
             area.map_or(0, |area| area >> (8 * (at % 8)))
         }
+        // QUEUE_RESET among them: a reset is done before its write is.
         _ => 0,
     };
     for (slot, byte) in data.iter_mut().zip(value.to_le_bytes()) {
@@ -61,7 +64,7 @@ pub fn read(function: &VirtioPci, state: &mut State, offset: u64, data: &mut [u8
 
 /// Writes.
 pub fn write(function: &VirtioPci, state: &mut State, offset: u64, data: &[u8]) -> Action {
-    let signals = &function.signals;
+    let signals = function.front.line();
     let negotiation = &mut state.negotiation;
     let mut bytes = [0; 8];
     for (slot, byte) in bytes.iter_mut().zip(data) {
@@ -72,11 +75,12 @@ pub fn write(function: &VirtioPci, state: &mut State, offset: u64, data: &[u8]) 
     match (offset, data.len()) {
         (DEVICE_FEATURE_SELECT, 4) => *negotiation.selectors().0 = low,
         (DRIVER_FEATURE_SELECT, 4) => *negotiation.selectors().1 = low,
-        (DRIVER_FEATURE, 4) => negotiation.accept_half(&signals.status, low),
+        (DRIVER_FEATURE, 4) => negotiation.accept_half(&signals.signs().status, low),
         (CONFIG_VECTOR, 2) => signals.set_config_vector(word),
         (DEVICE_STATUS, 1) => {
-            let step = negotiation.write_status(&signals.status, value as u8);
-            return function.take_step(state, step);
+            let action = function.front.write_status(negotiation, value as u8);
+            function.place(state);
+            return action;
         }
         (QUEUE_SELECT, 2) => *negotiation.selectors().2 = word,
         (QUEUE_SIZE, 2) => {
@@ -86,23 +90,13 @@ pub fn write(function: &VirtioPci, state: &mut State, offset: u64, data: &[u8]) 
         }
         (QUEUE_VECTOR, 2) => signals.set_queue_vector(*negotiation.selectors().2, word),
         // There is no way to disable a queue but a reset.
-        (QUEUE_ENABLE, 2) if word == 1 => {
-            let enabled = negotiation.enable_queue(&signals.status, &function.memory);
-            if let Err(broken) = enabled {
-                function.break_off(&broken);
-            }
-        }
+        (QUEUE_ENABLE, 2) if word == 1 => function.front.enable_queue(negotiation),
+        (QUEUE_RESET, 2) if word == 1 => function.front.reset_queue(negotiation),
         (QUEUE_AREAS..QUEUE_AREAS_END, 4 | 8) if offset.is_multiple_of(data.len() as u64) => {
-            let at = offset - QUEUE_AREAS;
-            let queue = negotiation.queue_to_set_up();
-            if let Some(area) = queue.and_then(|(_, q)| q.areas.get_mut((at / 8) as usize)) {
-                let shift = 8 * (at % 8);
-                let mask = if data.len() == 8 {
-                    u64::MAX
-                } else {
-                    0xffff_ffff << shift
-                };
-                *area = (*area & !mask) | (value << shift);
+            let half = ((offset - QUEUE_AREAS) / 4) as usize;
+            negotiation.write_area_half(half, low);
+            if data.len() == 8 {
+                negotiation.write_area_half(half + 1, (value >> 32) as u32);
             }
         }
         _ => {}

@@ -15,7 +15,7 @@ mod common;
 mod layout;
 mod signals;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use std::io;
 use std::ops::Range;
@@ -24,11 +24,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::{
-    Activation, DeviceState, Memory, Negotiation, NegotiationState, SharedWorker, Status, Step,
-};
+use super::front::{Front, Line};
+use super::{Backend, FrontState, Negotiation};
 use crate::bus::{Action, Bus, BusDevice};
-use crate::limit::LogLimit;
 use crate::pci::{ConfigSpace, MsiSink, Msix, MsixState, PciFunction};
 use layout::{Capabilities, Structure};
 use signals::Signals;
@@ -50,14 +48,8 @@ pub trait Doorbells: Send + Sync {
 
 /// What a function is made from.
 pub struct Parts {
-    /// Device number on the bus.
-    pub slot: u8,
-    /// The device.
-    pub worker: SharedWorker,
-    /// An event for each queue: its kick.
-    pub kicks: Arc<[EventFd]>,
-    /// Guest memory.
-    pub memory: Memory,
+    /// The device. Its number is that on the PCI bus.
+    pub backend: Backend,
     /// The bus that the BAR is on.
     pub bus: Weak<Bus>,
     /// Where a BAR may be.
@@ -73,17 +65,12 @@ pub struct Parts {
 /// A virtio device as a PCI function.
 pub struct VirtioPci {
     this: Weak<Self>,
-    slot: u8,
-    worker: SharedWorker,
-    kicks: Arc<[EventFd]>,
-    memory: Memory,
+    front: Front<Signals>,
     bus: Weak<Bus>,
     window: Range<u64>,
     doorbells: Box<dyn Doorbells>,
     capabilities: Capabilities,
-    signals: Arc<Signals>,
     state: Mutex<State>,
-    limit: LogLimit,
 }
 
 struct State {
@@ -104,14 +91,8 @@ pub struct VirtioPciState {
     pub msix: MsixState,
     /// Vector of configuration changes, then of each queue.
     pub vectors: Vec<u16>,
-    /// ISR status.
-    pub isr: u8,
-    /// Generation of the configuration.
-    pub generation: u8,
-    /// Features and queues.
-    pub negotiation: NegotiationState,
-    /// The device.
-    pub device: DeviceState,
+    /// What every transport has, with the device.
+    pub front: FrontState,
 }
 
 impl VirtioPci {
@@ -125,34 +106,29 @@ impl VirtioPci {
 
     /// A function, not on any bus yet. Its BAR appears when the guest switches memory decoding on.
     pub fn new(parts: Parts) -> Arc<Self> {
-        let (negotiation, kind) = {
-            let mut worker = parts.worker.lock();
-            let device = worker.device();
-            let negotiation = Negotiation::new(device.features(), device.queue_sizes());
-            (negotiation, device.device_type())
-        };
+        let (kind, negotiation) = parts.backend.open();
         let queues = negotiation.queues();
         let vectors = Self::vectors(queues);
         let (config, capabilities) = layout::config_space(kind, parts.bar, vectors);
+        let signals = Arc::new(Signals::new(parts.sink, vectors, queues));
         Arc::new_cyclic(|this| Self {
             this: this.clone(),
-            slot: parts.slot,
-            worker: parts.worker,
-            kicks: parts.kicks,
-            memory: parts.memory,
+            front: Front::new(parts.backend, kind, signals),
             bus: parts.bus,
             window: parts.window,
             doorbells: parts.doorbells,
             capabilities,
-            signals: Arc::new(Signals::new(parts.sink, vectors, queues)),
             state: Mutex::new(State {
                 config,
                 negotiation,
                 mapped: None,
                 ringing: None,
             }),
-            limit: LogLimit::default(),
         })
+    }
+
+    fn signals(&self) -> &Signals {
+        self.front.line()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -177,19 +153,18 @@ impl VirtioPci {
             if let Some(base) = wanted {
                 match bus.insert(base, size, this) {
                     Ok(()) => state.mapped = Some(base),
-                    Err(error) if self.limit.allow() => {
-                        log::warn!("the guest moves PCI device {} badly: {error}", self.slot);
-                    }
-                    Err(_) => {}
+                    Err(error) => self
+                        .front
+                        .warn(format_args!("the guest moves it badly: {error}")),
                 }
             }
         }
-        match state.mapped {
-            Some(base) if self.signals.live() && state.ringing.is_none() => {
-                state.ringing = Some(base);
-                self.each_doorbell(base, |doorbells, at, kick| doorbells.attach(at, kick));
-            }
-            _ => {}
+        if !self.signals().signs().live() {
+            return self.hush(state);
+        }
+        if let (Some(base), None) = (state.mapped, state.ringing) {
+            state.ringing = Some(base);
+            self.each_doorbell(base, |doorbells, at, kick| doorbells.attach(at, kick));
         }
     }
 
@@ -205,80 +180,12 @@ impl VirtioPci {
         base: u64,
         act: impl Fn(&dyn Doorbells, u64, &EventFd) -> io::Result<()>,
     ) {
-        for (index, kick) in self.kicks.iter().enumerate() {
+        for (index, kick) in self.front.kicks().iter().enumerate() {
             let at = base + layout::notify_offset(index as u16);
-            if let Err(error) = act(&*self.doorbells, at, kick)
-                && self.limit.allow()
-            {
-                log::warn!("PCI device {}: doorbell at {at:#x}: {error}", self.slot);
+            if let Err(error) = act(&*self.doorbells, at, kick) {
+                self.front
+                    .warn(format_args!("doorbell at {at:#x}: {error}"));
             }
-        }
-    }
-
-    /// Carries out what follows from a write to the device status.
-    fn take_step(&self, state: &mut State, step: Step) -> Action {
-        match step {
-            Step::Stay => Action::Continue,
-            Step::Start => self.start(state),
-            Step::Stop => {
-                self.stop(state);
-                Action::Continue
-            }
-            Step::Reset => {
-                self.stop(state);
-                state.negotiation.reset(&self.signals.status);
-                self.signals.reset();
-                Action::Continue
-            }
-        }
-    }
-
-    fn start(&self, state: &mut State) -> Action {
-        let rings = match state.negotiation.rings(&self.memory) {
-            Ok(rings) => rings,
-            Err(broken) => {
-                self.break_off(&broken);
-                return Action::Continue;
-            }
-        };
-        self.worker.lock().start(Activation {
-            memory: self.memory.clone(),
-            rings,
-            features: state.negotiation.accepted(),
-            interrupt: self.signals.clone(),
-        });
-        self.signals.set_live(true);
-        self.place(state);
-        // The driver may have made buffers available before.
-        for index in 0..self.kicks.len() {
-            self.kick(index);
-        }
-        Action::DriverOk(self.slot)
-    }
-
-    fn stop(&self, state: &mut State) {
-        self.hush(state);
-        self.signals.set_live(false);
-        self.worker.lock().stop();
-    }
-
-    /// The driver has broken the rules while it set the device up.
-    fn break_off(&self, broken: &super::Broken) {
-        if self.limit.allow() {
-            log::warn!("PCI device {}: {broken}; it needs a reset", self.slot);
-        }
-        self.signals.status.set(Status::NEEDS_RESET);
-    }
-
-    fn kick(&self, index: usize) {
-        if let Some(kick) = self.kicks.get(index)
-            && let Err(error) = kick.write(1)
-            && self.limit.allow()
-        {
-            log::warn!(
-                "PCI device {}: cannot kick queue {index}: {error}",
-                self.slot
-            );
         }
     }
 
@@ -291,13 +198,14 @@ impl VirtioPci {
             Structure::Common => common::read(self, &mut self.lock(), offset, data),
             Structure::Isr => {
                 if let (0, Some(first)) = (offset, data.first_mut()) {
-                    *first = self.signals.take_isr();
+                    // Reading clears it (4.1.4.5).
+                    *first = self.signals().signs().clear_isr(u8::MAX);
                 }
             }
-            Structure::Device => self.worker.lock().device().read_config(offset, data),
+            Structure::Device => self.front.read_config(offset, data),
             Structure::Notify => {}
-            Structure::MsixTable => self.signals.msix().read_table(offset, data),
-            Structure::MsixPending => self.signals.msix().read_pending(offset, data),
+            Structure::MsixTable => self.signals().msix().read_table(offset, data),
+            Structure::MsixPending => self.signals().msix().read_pending(offset, data),
         }
     }
 
@@ -307,12 +215,10 @@ impl VirtioPci {
         };
         match structure {
             Structure::Common => return common::write(self, &mut self.lock(), offset, data),
-            Structure::Device => self.worker.lock().device().write_config(offset, data),
-            Structure::Notify if self.signals.live() => {
-                self.kick((offset / u64::from(layout::NOTIFY_STEP)) as usize);
-            }
-            Structure::MsixTable => self.signals.change(|msix| msix.write_table(offset, data)),
-            Structure::Notify | Structure::Isr | Structure::MsixPending => {}
+            Structure::Device => self.front.write_config(offset, data),
+            Structure::Notify => self.front.kick(offset / u64::from(layout::NOTIFY_STEP)),
+            Structure::MsixTable => self.signals().change(|msix| msix.write_table(offset, data)),
+            Structure::Isr | Structure::MsixPending => {}
         }
         Action::Continue
     }
@@ -329,12 +235,9 @@ impl VirtioPci {
         let state = self.lock();
         VirtioPciState {
             config: state.config.save(),
-            msix: self.signals.msix().save(),
-            vectors: self.signals.vectors(),
-            isr: self.signals.isr(),
-            generation: self.signals.generation(),
-            negotiation: state.negotiation.save(&self.signals.status),
-            device: self.worker.lock().device().save(),
+            msix: self.signals().msix().save(),
+            vectors: self.signals().vectors(),
+            front: self.front.save(&state.negotiation),
         }
     }
 
@@ -342,19 +245,12 @@ impl VirtioPci {
     pub fn restore(&self, saved: &VirtioPciState) {
         let state = &mut *self.lock();
         state.config.restore(&saved.config);
-        self.signals.restore(saved, |msix| {
+        self.signals().restore(saved, |msix| {
             msix.restore(&saved.msix);
             msix.set_control(self.capabilities.msix_control(&state.config));
         });
-        let status = &self.signals.status;
-        state.negotiation.restore(status, &saved.negotiation);
+        self.front.restore(&mut state.negotiation, &saved.front);
         self.place(state);
-        let running = Status::DRIVER_OK;
-        let stopped = Status::NEEDS_RESET | Status::FAILED;
-        if status.has(running) && status.get() & stopped == 0 {
-            let _ = self.start(state);
-            self.worker.lock().device().restore(&saved.device);
-        }
     }
 }
 
@@ -394,7 +290,7 @@ impl PciFunction for VirtioPci {
         }
         state.config.write(offset, data);
         let control = self.capabilities.msix_control(&state.config);
-        self.signals
+        self.signals()
             .change(|msix: &mut Msix| msix.set_control(control));
         self.place(&mut state);
         Action::Continue

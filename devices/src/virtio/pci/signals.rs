@@ -1,26 +1,20 @@
-//! Interrupts: which MSI-X vector means what, the ISR status, the configuration's generation.
+//! Interrupts: which MSI-X vector means what, and the ISR status where MSI-X is off.
 
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::VirtioPciState;
 use crate::limit::LogLimit;
 use crate::pci::{MsiSink, Msix};
+use crate::virtio::front::{ISR_CONFIG, ISR_QUEUE, Line, Signs};
 use crate::virtio::{Interrupt, Status};
 
 /// No vector: the event is not signalled (4.1.5.1.2).
 pub const NO_VECTOR: u16 = 0xffff;
-/// ISR status: a queue, the configuration (4.1.4.5).
-const ISR_QUEUE: u8 = 1;
-const ISR_CONFIG: u8 = 2;
 
 /// What the device's loop needs of its transport.
 pub struct Signals {
-    pub status: Status,
-    isr: AtomicU8,
-    generation: AtomicU8,
-    /// Whether the driver is ready. Before that, no message is handed on: all of them follow together.
-    live: AtomicBool,
+    signs: Signs,
     config_vector: AtomicU16,
     queue_vectors: Vec<AtomicU16>,
     msix: Mutex<Msix>,
@@ -31,10 +25,7 @@ pub struct Signals {
 impl Signals {
     pub fn new(sink: Box<dyn MsiSink>, vectors: u16, queues: u16) -> Self {
         Self {
-            status: Status::default(),
-            isr: AtomicU8::new(0),
-            generation: AtomicU8::new(0),
-            live: AtomicBool::new(false),
+            signs: Signs::default(),
             config_vector: AtomicU16::new(NO_VECTOR),
             queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
             msix: Mutex::new(Msix::new(vectors)),
@@ -56,7 +47,8 @@ impl Signals {
 
     /// Hands changed messages on, all at once, and fires what is due.
     fn settle(&self, msix: &mut Msix) {
-        if !self.live() {
+        // Before the driver is ready, no message is handed on: all of them follow together.
+        if !self.signs.live() {
             return;
         }
         let changes = msix.take_changes();
@@ -75,23 +67,6 @@ impl Signals {
         }
     }
 
-    pub fn live(&self) -> bool {
-        self.live.load(Ordering::Acquire)
-    }
-
-    pub fn set_live(&self, live: bool) {
-        self.live.store(live, Ordering::Release);
-        self.change(|_| {});
-    }
-
-    /// Device reset: no vectors, nothing to be told. The MSI-X table is not the device's (4.1.5.1.2).
-    pub fn reset(&self) {
-        self.isr.store(0, Ordering::Relaxed);
-        for vector in self.all() {
-            vector.store(NO_VECTOR, Ordering::Relaxed);
-        }
-    }
-
     /// Configuration, then queues.
     fn all(&self) -> impl Iterator<Item = &AtomicU16> {
         std::iter::once(&self.config_vector).chain(&self.queue_vectors)
@@ -107,8 +82,6 @@ impl Signals {
         for (slot, vector) in self.all().zip(&saved.vectors) {
             slot.store(self.possible(*vector), Ordering::Relaxed);
         }
-        self.isr.store(saved.isr, Ordering::Release);
-        self.generation.store(saved.generation, Ordering::Release);
         self.change(change);
     }
 
@@ -143,20 +116,6 @@ impl Signals {
         }
     }
 
-    pub fn generation(&self) -> u8 {
-        self.generation.load(Ordering::Acquire)
-    }
-
-    /// The ISR status, as it stays.
-    pub fn isr(&self) -> u8 {
-        self.isr.load(Ordering::Acquire)
-    }
-
-    /// Reading the ISR status clears it (4.1.4.5).
-    pub fn take_isr(&self) -> u8 {
-        self.isr.swap(0, Ordering::AcqRel)
-    }
-
     /// Tells by MSI-X; where that is off there is no interrupt line, and only the ISR status tells.
     fn tell(&self, vector: u16, isr: u8) {
         let mut msix = self.msix();
@@ -164,7 +123,7 @@ impl Signals {
             msix.raise(vector);
             self.settle(&mut msix);
         } else {
-            self.isr.fetch_or(isr, Ordering::AcqRel);
+            self.signs.set_isr(isr);
         }
     }
 }
@@ -175,12 +134,35 @@ impl Interrupt for Signals {
     }
 
     fn config_changed(&self) {
-        self.generation.fetch_add(1, Ordering::AcqRel);
+        self.signs.next_generation();
         self.tell(self.config_vector(), ISR_CONFIG);
     }
 
     fn needs_reset(&self) {
-        self.status.set(Status::NEEDS_RESET);
+        self.signs.status.set(Status::NEEDS_RESET);
         self.tell(self.config_vector(), ISR_CONFIG);
+    }
+}
+
+impl Line for Signals {
+    fn signs(&self) -> &Signs {
+        &self.signs
+    }
+
+    fn set_live(&self, live: bool) {
+        self.signs.store_live(live);
+        self.change(|_| {});
+    }
+
+    /// No vectors, nothing to be told. The MSI-X table is not the device's (4.1.5.1.2).
+    fn reset(&self) {
+        self.signs.clear_isr(u8::MAX);
+        for vector in self.all() {
+            vector.store(NO_VECTOR, Ordering::Relaxed);
+        }
+    }
+
+    fn reset_queue(&self, queue: u16) {
+        self.set_queue_vector(queue, NO_VECTOR);
     }
 }
