@@ -22,6 +22,16 @@ use crate::limit::LogLimit;
 
 type Model = vm_superio::Serial<Interrupt, InputSpace, Box<dyn Output>>;
 
+/// Offset of the interrupt identification register, its bit for none, and its code for received data (16550 data sheet,
+/// table IV).
+const INTERRUPT_IDENTIFICATION: u64 = 2;
+const NO_INTERRUPT: u8 = 1;
+const RECEIVED_DATA: u8 = 4;
+/// Interrupt enable: received data.
+const RECEIVED_DATA_ENABLED: u8 = 1;
+/// Offset of the line status register, and its bit for data in the FIFO. Reading it has no effect.
+const LINE_STATUS: u8 = 5;
+const DATA_READY: u8 = 1;
 /// Offset of the modem control register.
 const MODEM_CONTROL: u64 = 4;
 /// Modem control: request to send, "ready for receiving" in today's words.
@@ -207,8 +217,19 @@ impl Serial {
 impl BusDevice for Serial {
     fn read(&self, offset: u64, data: &mut [u8]) {
         // The registers are a byte wide; a wider access gets the bus's ones beyond the first.
-        if let Some(first) = data.first_mut() {
-            *first = self.lock().read(offset as u8);
+        let Some(first) = data.first_mut() else {
+            return;
+        };
+        let mut model = self.lock();
+        *first = model.read(offset as u8);
+        if offset == INTERRUPT_IDENTIFICATION && *first & NO_INTERRUPT != 0 {
+            // The model forgets received data here and at the first byte that is read. A 16550's line stays up until the
+            // FIFO is empty, and Linux relies on it: its handler stops after 256 bytes, and comes back for this.
+            if model.read(LINE_STATUS) & DATA_READY != 0
+                && model.state().interrupt_enable & RECEIVED_DATA_ENABLED != 0
+            {
+                *first = *first & !NO_INTERRUPT | RECEIVED_DATA;
+            }
         }
     }
 
@@ -331,6 +352,27 @@ mod tests {
             assert!(space.read().is_ok());
         }
         assert_eq!(seen, input);
+    }
+
+    /// Linux's handler reads no more than 256 bytes before it asks again.
+    #[test]
+    fn received_data_is_told_until_all_is_read() {
+        let serial = port(Box::new(io::sink()));
+        let identification = |serial: &Serial| read(serial, 2) & 0xf;
+        let _ = serial.write(4, &[RTS]);
+        assert_eq!(serial.offer(b"abc").unwrap(), 3);
+        assert_eq!(identification(&serial), NO_INTERRUPT, "not enabled");
+        let _ = serial.write(1, &[RECEIVED_DATA_ENABLED]);
+        for byte in b"abc" {
+            assert_eq!(identification(&serial), RECEIVED_DATA);
+            assert_eq!(identification(&serial), RECEIVED_DATA);
+            assert_eq!(read(&serial, 0), *byte);
+        }
+        assert_eq!(identification(&serial), NO_INTERRUPT);
+        let _ = serial.offer(b"d");
+        let _ = serial.write(1, &[0]);
+        let _ = identification(&serial);
+        assert_eq!(identification(&serial), NO_INTERRUPT, "no longer enabled");
     }
 
     #[test]
