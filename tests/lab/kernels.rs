@@ -88,6 +88,7 @@ pub fn boot_with_cache(kernel: Kernel, format: Format, test: &str, cache: &Path)
     };
     let initramfs = match test {
         "powerbutton" | "rng" => format!("initramfs-test-{}", kernel.name),
+        "commands" => format!("initramfs-toolbox-{}", kernel.name),
         _ => "initramfs-test".to_owned(),
     };
     VmBuilder::with_kernel(found(&format!("{file}-{}", kernel.name)))
@@ -97,4 +98,9 @@ pub fn boot_with_cache(kernel: Kernel, format: Format, test: &str, cache: &Path)
             format!("console=ttyS0 panic=-1 quiet tandem.test={test}"),
         )
         .option("--kernel-cache", cache)
+}
+
+/// A guest with the toolbox that runs shell commands, with 256 MiB: `GuestShell::boot` takes it. Tests may add what they are about.
+pub fn commands(kernel: Kernel) -> VmBuilder {
+    boot(kernel, Format::Vmlinux, "commands").memory(256)
 }

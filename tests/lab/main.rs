@@ -2,6 +2,7 @@
 //!
 //! | file        | what is proved                                                                  |
 //! |-------------|---------------------------------------------------------------------------------|
+//! | `commands`  | shell commands in a guest, and what its toolbox holds                            |
 //! | `kernels`   | (the kernels, and what they need)                                                |
 //! | `boots`     | kernels, formats, vCPUs, memory: init is reached and sees the right machine       |
 //! | `lifecycle` | reboot, panic, power button, console                                             |
@@ -13,6 +14,7 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 mod boots;
+mod commands;
 #[path = "../micro/guest.rs"]
 mod guest;
 mod kernels;

@@ -1,33 +1,8 @@
 //! What the kernels say about the machine.
 
+use tests::kernel_log::complaints;
+
 use crate::kernels::{Format, Kernel, boot};
-
-/// Words of a kernel that finds something wrong.
-pub const COMPLAINTS: [&str; 15] = [
-    "Unable to",
-    "BUG",
-    "WARNING:",
-    "Oops",
-    "ACPI Error",
-    "ACPI BIOS Error",
-    "ACPI Warning",
-    "ACPI BIOS Warning",
-    "[Firmware Bug]",
-    "Unstable clock",
-    "unstable",
-    "calibration",
-    "nobody cared",
-    "MP-BIOS bug",
-    "stuck",
-];
-
-/// Complaints that are not about the machine: advice on a weakness of the host's CPU, which the guest shares; and the size of
-/// the XSAVE area, in the lab: its emulated CPU does not let KVM see XSETBV, so CPUID 0xd keeps the size that it had before
-/// (a guest of QEMU's says the same there).
-pub const EXPECTED: [&str; 2] = [
-    "Speculative Return Stack Overflow: WARNING: See",
-    "arch/x86/kernel/fpu/xstate.c",
-];
 
 #[test]
 fn kernels_find_nothing_wrong() {
@@ -46,11 +21,7 @@ fn kernels_find_nothing_wrong() {
         assert_eq!(ended.code, 0, "{}", ended.stderr);
         let text = ended.text();
         assert!(text.lines().count() > 100, "{text}");
-        let complaints: Vec<_> = text
-            .lines()
-            .filter(|line| COMPLAINTS.iter().any(|word| line.contains(word)))
-            .filter(|line| !EXPECTED.iter().any(|known| line.contains(known)))
-            .collect();
+        let complaints = complaints(&text);
         if !complaints.is_empty() {
             all += &format!("{}:\n{}\n", kernel.name, complaints.join("\n"));
             // For whoever reads the failure: what stands around them.

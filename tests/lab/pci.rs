@@ -1,9 +1,9 @@
 //! Virtio devices over PCI, found and driven by the kernels' own drivers.
 
 use serde_json::json;
+use tests::kernel_log::complaints;
 
 use crate::kernels::{Format, Kernel, boot};
-use crate::messages::{COMPLAINTS, EXPECTED};
 
 /// Boots with an entropy device, reads 128 KiB from it, and looks at all that is said about it.
 fn check(kernel: Kernel, vcpus: u8, mib: u64) {
@@ -56,11 +56,7 @@ fn check(kernel: Kernel, vcpus: u8, mib: u64) {
         .sum();
     assert!(irq.contains("PCI-MSIX") && count > 0, "{irq}");
 
-    let complaints: Vec<_> = text
-        .lines()
-        .filter(|line| COMPLAINTS.iter().any(|word| line.contains(word)))
-        .filter(|line| !EXPECTED.iter().any(|known| line.contains(known)))
-        .collect();
+    let complaints = complaints(&text);
     assert!(complaints.is_empty(), "{complaints:#?}\n{text}");
     assert!(
         text.contains("PCI: Using configuration type 1") || text.contains("ECAM"),

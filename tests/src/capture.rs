@@ -98,3 +98,9 @@ pub fn contains(bytes: &[u8], text: &str) -> bool {
         .windows(text.len())
         .any(|window| window == text.as_bytes())
 }
+
+/// The end of what was printed, for whoever reads a failure.
+pub fn tail(bytes: &[u8]) -> String {
+    let start = bytes.len().saturating_sub(4096);
+    String::from_utf8_lossy(&bytes[start..]).into_owned()
+}

@@ -4,15 +4,17 @@
 //! `/dev/kvm` is complete (`tools/lab`). No test is skipped: what cannot run fails and names the remedy. This library is
 //! what both are written with:
 //!
-//! | module       | what lives there                                                              |
-//! |--------------|-------------------------------------------------------------------------------|
-//! | [`program`]  | which `tandem-vmm` is tested                                                   |
-//! | [`vm`]       | a VM to be: configuration, options, streams; and the process once it runs      |
-//! | [`capture`]  | what a process prints, collected while it runs                                 |
-//! | [`elf`]      | vmlinux files around guest code of a few bytes                                 |
-//! | [`pty`]      | a terminal of the test's own                                                   |
-//! | [`footprint`]| memory of a VM process outside its guest                                       |
-//! | [`artifacts`]| kernels and initramfs images                                                   |
+//! | module          | what lives there                                                           |
+//! |-----------------|----------------------------------------------------------------------------|
+//! | [`program`]     | which `tandem-vmm` is tested                                               |
+//! | [`vm`]          | a VM to be: configuration, options, streams; and the process once it runs  |
+//! | [`capture`]     | what a process prints, collected while it runs                             |
+//! | [`elf`]         | vmlinux files around guest code of a few bytes                             |
+//! | [`guest_shell`] | shell commands in a guest, over its serial console                         |
+//! | [`kernel_log`]  | words by which a kernel says that something is wrong                       |
+//! | [`pty`]         | a terminal of the test's own                                               |
+//! | [`footprint`]   | memory of a VM process outside its guest                                   |
+//! | [`artifacts`]   | kernels and initramfs images                                               |
 
 // All of this is test code: a test that finds the world broken ends with a panic that says so.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
@@ -21,6 +23,8 @@ pub mod artifacts;
 pub mod capture;
 pub mod elf;
 pub mod footprint;
+pub mod guest_shell;
+pub mod kernel_log;
 pub mod program;
 pub mod pty;
 pub mod vm;

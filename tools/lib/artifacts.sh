@@ -14,6 +14,8 @@
 artifacts_lib=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 # shellcheck source=tools/lib/common.sh
 . "$artifacts_lib/common.sh"
+# shellcheck source=tools/lib/toolbox.sh
+. "$artifacts_lib/toolbox.sh"
 
 test_init=$artifacts_lib/../../resources/test-guest/init
 
@@ -25,11 +27,14 @@ declare -A kernel_package=(
 )
 # What `powerbutton` and `rng` in the test guest need, where the kernel has it as a module.
 test_modules=(button evdev virtio-rng)
+# What a toolbox guest loads besides: transports first, then all that a VM can have.
+toolbox_modules=(virtio_pci virtio_mmio virtio_blk virtio_net virtio_console virtio_balloon
+    vmw_vsock_virtio_transport ext4 crc32c_generic crc32c-intel af_packet)
 
 artifact_names() {
     local flavour
     for flavour in 6.12-cloud 6.1-cloud 6.12; do
-        printf '%s\n' "kernel-$flavour" "bzimage-$flavour" "vmlinux-$flavour" "initramfs-test-$flavour"
+        printf '%s\n' "kernel-$flavour" "bzimage-$flavour" "vmlinux-$flavour" "initramfs-test-$flavour" "initramfs-toolbox-$flavour"
     done
     printf '%s\n' initramfs-test
 }
@@ -38,7 +43,7 @@ artifact_names() {
 artifact() {
     local name=$1 flavour kernel
     flavour=${name#*-}
-    flavour=${flavour#test-}
+    flavour=${flavour#test-} flavour=${flavour#toolbox-}
     if [[ $name != initramfs-test && -z ${kernel_package[$flavour]:-} ]]; then
         die "no artifact is named '$name' (known: $(artifact_names | tr '\n' ' '))"
     fi
@@ -58,6 +63,10 @@ artifact() {
     initramfs-test-*)
         kernel=$(artifact "kernel-$flavour") || exit
         locked "$name" get_made "$name" "$(basename "$kernel")-$(initramfs_key)" initramfs.cpio make_initramfs "$kernel"
+        ;;
+    initramfs-toolbox-*)
+        kernel=$(artifact "kernel-$flavour") || exit
+        locked "$name" get_made "$name" "$(basename "$kernel")-$(toolbox_key)" initramfs.cpio make_initramfs "$kernel" toolbox
         ;;
     *) die "no artifact is named '$name' (known: $(artifact_names | tr '\n' ' '))" ;;
     esac
@@ -166,8 +175,20 @@ initramfs_key() {
     printf '%s\n' "${hash:0:16}"
 }
 
+# The same, and what the toolbox is made from.
+toolbox_key() {
+    local packages hash key files
+    mapfile -t packages < <(toolbox_packages)
+    install_packages "${packages[@]}" >&2
+    key=$(initramfs_key) && files=$(toolbox_files) || exit
+    mapfile -t files <<<"$files"
+    hash=$(cat "${files[@]}" "$artifacts_lib/toolbox.sh" /etc/mke2fs.conf | sha256sum) || die "cannot read the toolbox's files"
+    printf '%s-%s\n' "$key" "${hash:0:16}"
+}
+
+# make_initramfs TMP KERNEL [toolbox]: KERNEL is where its modules are, empty for none.
 make_initramfs() {
-    local tmp=$1 kernel=$2 root=$1/root applet module
+    local tmp=$1 kernel=$2 root=$1/root modules=("${test_modules[@]}") applet module
     mkdir -p "$root"/{bin,dev,etc,proc,run,sys,tmp,lib/modules}
     cp "$(command -v busybox)" "$root/bin/busybox"
     for applet in $("$root/bin/busybox" --list); do
@@ -175,13 +196,17 @@ make_initramfs() {
     done
     ln -s bin "$root/sbin"
     install -m 755 "$test_init" "$root/init"
+    if [[ ${3:-} == toolbox ]]; then
+        toolbox_install "$root"
+        modules+=("${toolbox_modules[@]}")
+    fi
     # In the order of loading, unpacked: busybox insmod takes them one after the other.
     if [[ -n $kernel ]]; then
         local number=10
         while IFS= read -r module; do
             unpack_module "$kernel" "$module" "$root/lib/modules/$number-$(basename "${module%.ko*}").ko"
             number=$((number + 1))
-        done < <(module_closure "$kernel" "${test_modules[@]}")
+        done < <(module_closure "$kernel" "${modules[@]}")
     fi
     find "$root" -exec touch -h -d @0 {} +
     chmod -R u=rwX,go=rX "$root"
