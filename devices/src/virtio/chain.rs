@@ -70,7 +70,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// Takes the next piece that is in one buffer, of `most` bytes at most.
-    fn next(&mut self, most: u64) -> Option<(vm_memory::GuestAddress, usize)> {
+    pub(super) fn next(&mut self, most: u64) -> Option<(vm_memory::GuestAddress, usize)> {
         let most = most.min(self.left);
         if most == 0 {
             return None;

@@ -8,6 +8,7 @@
 //! | [`chain`]     | what is in a chain's buffers, wherever the driver has cut them            |
 //! | `worker`      | [`Worker`]: a device with the state that its transport and its loop share  |
 //! | [`rate_limiter`] | bytes and requests in a time                                          |
+//! | [`balloon`]   | memory balloon (5.5)                                                      |
 //! | [`pci`]       | the PCI transport (4.1)                                                   |
 //! | [`mmio`]      | the MMIO transport (4.2)                                                  |
 //! | [`rng`]       | entropy device (5.4)                                                      |
@@ -18,6 +19,7 @@
 //!
 //! Lock order: a transport's state, then the worker, then what is inside an [`Interrupt`].
 
+pub mod balloon;
 pub mod chain;
 mod front;
 pub mod mmio;
@@ -226,6 +228,8 @@ pub type Counters = Vec<(&'static str, u64)>;
 pub enum Update {
     /// Other limits for an [`rng::Entropy`]. A bucket that is not given stays as it is; one of size 0 is no limit.
     Entropy(RateLimiterConfig),
+    /// What is wanted of a [`balloon::Balloon`] from now on.
+    Balloon(balloon::Wanted),
 }
 
 /// Why a device was not changed.
@@ -244,6 +248,8 @@ pub enum UpdateError {
 pub enum DeviceState {
     /// Of a [`rng::Entropy`].
     Entropy(rng::EntropyState),
+    /// Of a [`balloon::Balloon`].
+    Balloon(balloon::BalloonState),
 }
 
 #[cfg(test)]

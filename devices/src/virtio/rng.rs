@@ -125,6 +125,7 @@ impl VirtioDevice for Entropy {
                 self.limiter.update(limits, Instant::now());
                 Ok(())
             }
+            _ => Err(UpdateError::Unsupported),
         }
     }
 
@@ -149,7 +150,9 @@ impl VirtioDevice for Entropy {
     }
 
     fn restore(&mut self, state: &DeviceState) {
-        let DeviceState::Entropy(state) = state;
+        let DeviceState::Entropy(state) = state else {
+            return;
+        };
         let rings = self.active.iter_mut().flat_map(|active| &mut active.rings);
         if let (Some(ring), Some(position)) = (rings.flatten().next(), state.ring) {
             ring.restore(position);
