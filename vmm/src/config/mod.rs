@@ -4,6 +4,7 @@
 //! work; fields that only Tandem has are optional. A field that is not known is an error, and so is one that
 //! this version cannot honour: nothing is silently ignored. [`VmConfig::validate`] checks what types cannot.
 
+mod balloon;
 mod boot_source;
 mod entropy;
 mod machine_config;
@@ -12,6 +13,7 @@ mod unsupported;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
+pub use balloon::BalloonConfig;
 pub use boot_source::{BootSource, Decompression};
 pub use entropy::EntropyConfig;
 pub use machine_config::{CpuTemplate, HugePages, MAX_VCPUS, MIN_MEMORY_MIB, MachineConfig};
@@ -44,6 +46,9 @@ pub struct VmConfig {
     /// A source of random numbers for the guest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entropy: Option<EntropyConfig>,
+    /// A memory balloon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<BalloonConfig>,
 
     // Sections of Firecracker's that need a device or an ability which is not there yet. Empty ones pass.
     #[serde(default, skip_serializing_if = "absent")]
@@ -52,8 +57,6 @@ pub struct VmConfig {
     network_interfaces: Unsupported,
     #[serde(default, skip_serializing_if = "absent")]
     vsock: Unsupported,
-    #[serde(default, skip_serializing_if = "absent")]
-    balloon: Unsupported,
     #[serde(default, skip_serializing_if = "absent")]
     pmem: Unsupported,
     #[serde(rename = "memory-hotplug", default, skip_serializing_if = "absent")]
@@ -109,10 +112,10 @@ impl VmConfig {
             logger: None,
             metrics: None,
             entropy: None,
+            balloon: None,
             drives: Unsupported,
             network_interfaces: Unsupported,
             vsock: Unsupported,
-            balloon: Unsupported,
             pmem: Unsupported,
             memory_hotplug: Unsupported,
             mmds_config: Unsupported,
@@ -123,7 +126,11 @@ impl VmConfig {
     /// Checks every value that its type leaves open, without touching a file.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.boot_source.validate()?;
-        self.machine_config.validate()
+        self.machine_config.validate()?;
+        if let Some(balloon) = &self.balloon {
+            balloon.validate(&self.machine_config)?;
+        }
+        Ok(())
     }
 }
 
@@ -194,7 +201,7 @@ mod tests {
             let error = parse(&json).unwrap_err().to_string();
             assert!(error.contains("does not have yet"), "{error}");
         }
-        for section in ["vsock", "balloon", "cpu-config"] {
+        for section in ["vsock", "cpu-config"] {
             for value in ["{}", "\"x\"", "1", "true"] {
                 let json = format!(
                     r#"{{"boot-source": {{"kernel_image_path": "k"}}, "{section}": {value}}}"#
@@ -221,6 +228,33 @@ mod tests {
         assert_eq!(limits.bandwidth.map(|bucket| bucket.size), Some(1000));
         assert!(entropy(r#"{"rate_limiter": {"ops": {"size": 1}}}"#).is_err());
         assert!(entropy(r#"{"rate": 1}"#).is_err());
+    }
+
+    #[test]
+    fn a_balloon_has_firecrackers_fields() {
+        let balloon = |value: &str| {
+            parse(&format!(
+                r#"{{"boot-source": {{"kernel_image_path": "k"}}, "balloon": {value}}}"#
+            ))
+            .map(|config| config.balloon)
+        };
+        assert_eq!(balloon("null").unwrap(), None);
+        let least = r#"{"amount_mib": 3, "deflate_on_oom": true}"#;
+        let found = balloon(least).unwrap().unwrap();
+        assert_eq!((found.amount_mib, found.deflate_on_oom), (3, true));
+        assert_eq!(found.stats_polling_interval_s, 0);
+        let all = r#"{"amount_mib": 3, "deflate_on_oom": true, "stats_polling_interval_s": 7,
+            "free_page_hinting": null, "free_page_reporting": true}"#;
+        let found = balloon(all).unwrap().unwrap();
+        assert_eq!(found.stats_polling_interval_s, 7);
+        assert!(found.free_page_reporting && !found.free_page_hinting);
+        for bad in ["{}", r#"{"amount_mib": -1, "deflate_on_oom": true}"#] {
+            assert!(balloon(bad).is_err(), "{bad}");
+        }
+        let more = r#"{"boot-source": {"kernel_image_path": "k"},
+            "balloon": {"amount_mib": 129, "deflate_on_oom": false}}"#;
+        let error = parse(more).unwrap().validate().unwrap_err();
+        assert_eq!(error.field, "balloon.amount_mib");
     }
 
     #[test]

@@ -29,6 +29,13 @@ pub fn changes(from: &VmConfig, to: &VmConfig) -> Changes {
         updates.push(("entropy".into(), Update::Entropy(limits)));
         *entropy = *wanted;
     }
+    if let (Some(balloon), Some(wanted)) = (&mut reached.balloon, &to.balloon)
+        && balloon.wanted() != wanted.wanted()
+    {
+        updates.push(("balloon".into(), Update::Balloon(wanted.wanted())));
+        balloon.amount_mib = wanted.amount_mib;
+        balloon.stats_polling_interval_s = wanted.stats_polling_interval_s;
+    }
     let text = |config: &VmConfig| serde_json::to_value(config).unwrap_or_default();
     let mut refused = Vec::new();
     differing(&text(&reached), &text(to), &mut String::new(), &mut refused);
@@ -79,7 +86,8 @@ fn differing(from: &Value, to: &Value, path: &mut String, found: &mut Vec<String
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{BootSource, EntropyConfig};
+    use crate::config::{BalloonConfig, BootSource, EntropyConfig};
+    use devices::virtio::balloon::Wanted;
 
     fn config(ops: Option<u64>) -> VmConfig {
         let ops = ops.map(|size| BucketConfig {
@@ -116,6 +124,28 @@ mod tests {
         let found = changes(&five, &none);
         assert!(found.refused.is_empty());
         assert_eq!(found.reached, none);
+    }
+
+    #[test]
+    fn a_balloon_can_be_told_another_size() {
+        let mut from = config(None);
+        from.balloon = Some(BalloonConfig::default());
+        let mut to = from.clone();
+        to.balloon = Some(BalloonConfig {
+            amount_mib: 5,
+            stats_polling_interval_s: 7,
+            free_page_reporting: true,
+            ..BalloonConfig::default()
+        });
+        let found = changes(&from, &to);
+        let wanted = Update::Balloon(Wanted {
+            amount_mib: 5,
+            stats_polling_interval_s: 7,
+        });
+        assert_eq!(found.updates, [("balloon".into(), wanted)]);
+        assert_eq!(found.refused, ["balloon.free_page_reporting"]);
+        assert_eq!(found.reached.balloon.map(|b| b.amount_mib), Some(5));
+        assert!(changes(&found.reached, &to).updates.is_empty());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Which virtio devices a configuration asks for, in the order in which the guest finds them.
 
 use devices::virtio::VirtioDevice;
+use devices::virtio::balloon::Balloon;
 use devices::virtio::rng::Entropy;
 
 use super::error::BuildError;
@@ -21,7 +22,7 @@ pub const IO: &str = "io";
 
 /// Whether there will be any.
 pub fn any(config: &VmConfig) -> bool {
-    config.entropy.is_some()
+    config.entropy.is_some() || config.balloon.is_some()
 }
 
 /// Makes them, which opens what they need on the host.
@@ -35,6 +36,14 @@ pub fn make(config: &VmConfig) -> Result<Vec<Spec>, BuildError> {
         specs.push(Spec {
             name: "entropy".into(),
             device: Box::new(Entropy::new(&limits)),
+            thread: None,
+        });
+    }
+    if let Some(balloon) = &config.balloon {
+        let settings = balloon.settings(&config.machine_config);
+        specs.push(Spec {
+            name: "balloon".into(),
+            device: Box::new(Balloon::new(settings)),
             thread: None,
         });
     }
