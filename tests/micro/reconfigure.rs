@@ -1,8 +1,7 @@
 //! A configuration that is read again while the machine runs, and metrics.
 
 use std::fs;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde_json::{Value, json};
 use tests::patience;
@@ -23,37 +22,10 @@ fn limited() -> (Vm, Value) {
     (vm, config)
 }
 
-/// Has a line of metrics written; returns it.
-fn metrics(vm: &Vm) -> Value {
-    let lines = || fs::read_to_string(vm.path("metrics")).unwrap_or_default();
-    let before = lines().lines().count();
-    vm.signal(libc::SIGUSR2);
-    let deadline = Instant::now() + patience();
-    loop {
-        let text = lines();
-        if text.ends_with('\n') && text.lines().count() > before {
-            return serde_json::from_str(text.lines().last().unwrap()).unwrap();
-        }
-        assert!(Instant::now() < deadline, "no metrics\n{}", vm.errors());
-        thread::sleep(Duration::from_millis(2));
-    }
-}
-
-/// Has the configuration read again; waits for what is said about it.
-fn reload(vm: &Vm, document: &str, answer: &str) {
-    fs::write(vm.path("vm.json"), document).unwrap();
-    vm.signal(libc::SIGUSR1);
-    let deadline = Instant::now() + patience();
-    while !vm.errors().contains(answer) {
-        assert!(Instant::now() < deadline, "no {answer:?}\n{}", vm.errors());
-        thread::sleep(Duration::from_millis(2));
-    }
-}
-
 fn wait_for_requests(vm: &Vm, enough: impl Fn(u64) -> bool) {
     let deadline = Instant::now() + patience();
     loop {
-        let line = metrics(vm);
+        let line = vm.metrics();
         let requests = line["entropy"]["requests"].as_u64().unwrap();
         assert_eq!(line["entropy"]["bytes"], requests * 64);
         if enough(requests) {
@@ -68,14 +40,14 @@ fn limits_change_while_the_guest_runs() {
     let (vm, mut config) = limited();
     wait_for_requests(&vm, |requests| requests == 1);
     config["entropy"] = json!({});
-    reload(&vm, &config.to_string(), "entropy: changed");
+    vm.reload(&config.to_string(), "entropy: changed");
     wait_for_requests(&vm, |requests| requests > 1000);
     let ops = json!({"size": 1, "refill_time": 3_600_000});
     config["entropy"] = json!({"rate_limiter": {"ops": ops}});
     fs::write(vm.path("vm.json"), config.to_string()).unwrap();
     vm.signal(libc::SIGUSR1);
     // Signals are taken in the order of their numbers: the new limit is there before the first of these lines.
-    let count = || metrics(&vm)["entropy"]["requests"].as_u64().unwrap();
+    let count = || vm.metrics()["entropy"]["requests"].as_u64().unwrap();
     let before = count();
     assert!(count() <= before + 1, "the new limit lets one pass");
 }
@@ -84,15 +56,14 @@ fn limits_change_while_the_guest_runs() {
 fn what_cannot_be_changed_is_told_and_changes_nothing() {
     let (vm, mut config) = limited();
     wait_for_requests(&vm, |requests| requests == 1);
-    reload(&vm, "{", "the configuration stays as it is: ");
-    reload(
-        &vm,
+    vm.reload("{", "the configuration stays as it is: ");
+    vm.reload(
         r#"{"boot-source": {}}"#,
         "missing field `kernel_image_path`",
     );
     config["machine-config"]["vcpu_count"] = json!(3);
     let refused = "machine-config.vcpu_count: cannot be changed while the machine runs";
-    reload(&vm, &config.to_string(), refused);
+    vm.reload(&config.to_string(), refused);
     assert!(!vm.errors().contains("changed\n"), "{}", vm.errors());
     wait_for_requests(&vm, |requests| requests == 1);
 }

@@ -283,6 +283,48 @@ impl Vm {
         assert_eq!(result, 0, "the process can be signalled");
     }
 
+    /// Has a line of metrics written to the file `metrics` in the VM's directory, which is to be `metrics.metrics_path`.
+    ///
+    /// # Panics
+    /// It does not come.
+    #[track_caller]
+    pub fn metrics(&self) -> Value {
+        let lines = || fs::read_to_string(self.path("metrics")).unwrap_or_default();
+        let before = lines().lines().count();
+        self.signal(libc::SIGUSR2);
+        let deadline = Instant::now() + patience();
+        loop {
+            let text = lines();
+            let last = text.strip_suffix('\n').and_then(|text| text.lines().last());
+            if let Some(line) = last.filter(|_| text.lines().count() > before) {
+                return serde_json::from_str(line).expect("metrics are JSON");
+            }
+            assert!(Instant::now() < deadline, "no metrics\n{}", self.errors());
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Has `document` read as the configuration from now on, and waits until `answer` is on standard error once more.
+    ///
+    /// # Panics
+    /// It does not come.
+    #[track_caller]
+    pub fn reload(&self, document: &str, answer: &str) {
+        let answers = || self.errors().matches(answer).count();
+        let before = answers();
+        fs::write(self.path("vm.json"), document).expect("the configuration can be written");
+        self.signal(libc::SIGUSR1);
+        let deadline = Instant::now() + patience();
+        while answers() == before {
+            assert!(
+                Instant::now() < deadline,
+                "no {answer:?}\n{}",
+                self.errors()
+            );
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     /// Memory of the process outside of the guest's, in KiB.
     pub fn footprint_kib(&self) -> u64 {
         footprint::outside_guest_kib(self.child.id())
