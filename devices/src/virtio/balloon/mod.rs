@@ -28,8 +28,8 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Activation, Broken, Counters, DeviceState, DeviceType, Interrupt, Memory, Progress, RingState,
-    Update, UpdateError, VirtioDevice, chain,
+    Activation, Broken, Counters, DeviceState, DeviceType, Interrupt, Memory, Progress, QueueReset,
+    Ring, RingState, Update, UpdateError, VirtioDevice, chain,
 };
 use pages::PAGE;
 use queues::{Queue, Role, Work};
@@ -99,6 +99,7 @@ pub struct Balloon {
 struct Active {
     memory: Memory,
     interrupt: Arc<dyn Interrupt>,
+    roles: [Option<Role>; queues::COUNT],
     queues: [Option<Queue>; queues::COUNT],
     /// When the driver has last told of its memory. It waits to be asked for more (5.5.6.3) while the queue's work is there.
     told: Instant,
@@ -257,18 +258,20 @@ impl VirtioDevice for Balloon {
 
     fn activate(&mut self, activation: Activation) {
         let mut rings = activation.rings.into_iter();
-        let mut rings: [_; queues::COUNT] = std::array::from_fn(|_| rings.next().flatten());
+        let rings: [_; queues::COUNT] = std::array::from_fn(|_| rings.next().flatten());
         let roles = queues::roles(activation.features, rings.each_ref().map(Option::is_some));
         self.active = Some(Active {
             memory: activation.memory,
             interrupt: activation.interrupt,
-            queues: std::array::from_fn(|number| {
-                let ring = rings.get_mut(number)?.take()?;
-                let role = (*roles.get(number)?)?;
-                Some(Queue::new(role, ring))
-            }),
+            roles,
+            queues: [const { None }; queues::COUNT],
             told: Instant::now(),
         });
+        for (number, ring) in (0..).zip(rings) {
+            if let Some(ring) = ring {
+                self.start_queue(number, ring);
+            }
+        }
     }
 
     fn process(&mut self, queue: u16) -> Result<Progress, Broken> {
@@ -284,6 +287,10 @@ impl VirtioDevice for Balloon {
             }
             Some(_) => active.serve(queue, &mut self.counts),
         }
+    }
+
+    fn queue_reset(&mut self) -> Option<&mut dyn QueueReset> {
+        Some(self)
     }
 
     fn update(&mut self, update: &Update) -> Result<(), UpdateError> {
@@ -353,6 +360,26 @@ impl VirtioDevice for Balloon {
             if let (Some(queue), Some(position)) = (queue, position) {
                 queue.ring.restore(*position);
             }
+        }
+    }
+}
+
+impl QueueReset for Balloon {
+    fn reset_queue(&mut self, queue: u16) {
+        let queues = self.active.as_mut().map(|active| &mut active.queues);
+        if let Some(slot) = queues.and_then(|queues| queues.get_mut(usize::from(queue))) {
+            *slot = None;
+        }
+    }
+
+    fn start_queue(&mut self, queue: u16, ring: Ring) {
+        let Some(active) = &mut self.active else {
+            return;
+        };
+        let number = usize::from(queue);
+        let role = active.roles.get(number).copied().flatten();
+        if let (Some(slot), Some(role)) = (active.queues.get_mut(number), role) {
+            *slot = Some(Queue::new(role, ring));
         }
     }
 }

@@ -127,6 +127,16 @@ fn a_long_request_is_done_in_turns_and_begun_again_elsewhere() {
     assert_eq!(counter(&balloon, "inflate_count"), Some(1));
     assert_eq!(told.used.load(Ordering::Relaxed), 1);
 
+    // A queue that is reset has forgotten the request.
+    let resets = balloon.queue_reset().unwrap();
+    resets.reset_queue(0);
+    resets.reset_queue(99);
+    assert_eq!(balloon.process(0), Ok(Progress::Done));
+    let resets = balloon.queue_reset().unwrap();
+    resets.start_queue(99, driver.ring());
+    resets.start_queue(0, driver.ring());
+    assert_eq!(balloon.process(0), Ok(Progress::More));
+
     let (mut other, _) = started(&driver, 0, 0);
     other.restore(&DeviceState::Balloon(state.clone()));
     assert_eq!(other.save(), DeviceState::Balloon(state));
