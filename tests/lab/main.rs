@@ -2,6 +2,7 @@
 //!
 //! | file        | what is proved                                                                  |
 //! |-------------|---------------------------------------------------------------------------------|
+//! | `balloon`   | a memory balloon, seen in the memory of the process                              |
 //! | `commands`  | shell commands in a guest, and what its toolbox holds                            |
 //! | `kernels`   | (the kernels, and what they need)                                                |
 //! | `boots`     | kernels, formats, vCPUs, memory: init is reached and sees the right machine       |
@@ -13,6 +14,7 @@
 // Test code throughout: what is broken ends in a panic that says so.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
+mod balloon;
 mod boots;
 mod commands;
 #[path = "../micro/guest.rs"]
