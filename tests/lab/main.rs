@@ -8,7 +8,7 @@
 //! | `boots`     | kernels, formats, vCPUs, memory: init is reached and sees the right machine       |
 //! | `lifecycle` | reboot, panic, power button, console                                             |
 //! | `messages`  | the kernels find nothing wrong with the machine                                  |
-//! | `pci`       | virtio devices over PCI, found and driven by the kernels' own drivers             |
+//! | `transports` | virtio devices over PCI and over MMIO, found and driven by the kernels' own drivers |
 //! | `lost`      | a vCPU that cannot go on                                                         |
 
 // Test code throughout: what is broken ends in a panic that says so.
@@ -23,4 +23,4 @@ mod kernels;
 mod lifecycle;
 mod lost;
 mod messages;
-mod pci;
+mod transports;

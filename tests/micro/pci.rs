@@ -153,53 +153,8 @@ guest!(
     mov eax, [rdi + 0x2008]
     show32
     ret
-    # Descriptor 0: address, length, flags, next; available index; head; the letter that is printed.
 40:
-    .quad 0x303000
-    .long 16
-    .short 3, 0, 1, 0
-    .ascii "loop"
-    .quad 0x303000
-    .long 16
-    .short 3, 8, 1, 0
-    .ascii "next"
-    .quad 0x303000
-    .long 16
-    .short 2, 0, 1, 8
-    .ascii "head"
-    .quad 0x303000
-    .long 16
-    .short 2, 0, 9, 0
-    .ascii "avai"
-    .quad 0xc0000000
-    .long 16
-    .short 2, 0, 1, 0
-    .ascii "Hole"
-    .quad 0xf0008000
-    .long 16
-    .short 2, 0, 1, 0
-    .ascii "mmio"
-    .quad 0xfffffffffffffff8
-    .long 16
-    .short 2, 0, 1, 0
-    .ascii "over"
-    .quad 0x303000
-    .long 0xffffffff
-    .short 2, 0, 1, 0
-    .ascii "4GiB"
-    .quad 0x303000
-    .long 16
-    .short 0, 0, 1, 0
-    .ascii "read"
-    .quad 0x300000
-    .long 16
-    .short 4, 0, 1, 0
-    .ascii "indi"
-    .quad 0xc0000000
-    .long 16
-    .short 4, 0, 1, 0
-    .ascii "tabl"
-    .fill 24, 1, 0
+    hostile_shapes 0xf0008000
     "#
 );
 

@@ -101,6 +101,30 @@
     out dx, al
 .endm
 
+# One descriptor and one available entry of a virtqueue in 24 bytes, all of them hostile; behind them an end of zeroes.
+# Descriptor 0: address, length, flags, next; available index; head; a letter to print, first of four. The queue has 8
+# entries at 0x300000, and the device's registers are at \registers.
+.macro hostile_shape address, length, flags, next, available, head, name:vararg
+    .quad \address
+    .long \length
+    .short \flags, \next, \available, \head
+    .ascii \name
+.endm
+.macro hostile_shapes registers
+    hostile_shape 0x303000, 16, 3, 0, 1, 0, "loop"
+    hostile_shape 0x303000, 16, 3, 8, 1, 0, "next"
+    hostile_shape 0x303000, 16, 2, 0, 1, 8, "head"
+    hostile_shape 0x303000, 16, 2, 0, 9, 0, "avai"
+    hostile_shape 0xc0000000, 16, 2, 0, 1, 0, "Hole"
+    hostile_shape \registers, 16, 2, 0, 1, 0, "mmio"
+    hostile_shape 0xfffffffffffffff8, 16, 2, 0, 1, 0, "over"
+    hostile_shape 0x303000, 0xffffffff, 2, 0, 1, 0, "4GiB"
+    hostile_shape 0x303000, 16, 0, 0, 1, 0, "read"
+    hostile_shape 0x300000, 16, 4, 0, 1, 0, "indi"
+    hostile_shape 0xc0000000, 16, 4, 0, 1, 0, "tabl"
+    .fill 24, 1, 0
+.endm
+
 # Maps the first 8 GiB one to one in pages of 2 MiB, by page directories from 0x10000 on.
 .macro map_8_gib
     mov edi, 0x10000

@@ -26,7 +26,7 @@ declare -A kernel_package=(
     [6.12]=linux-image-6.12-amd64
 )
 # What `powerbutton` and `rng` in the test guest need, where the kernel has it as a module.
-test_modules=(button evdev virtio-rng)
+test_modules=(button evdev virtio_mmio virtio-rng)
 # What a toolbox guest loads besides: transports first, then all that a VM can have.
 toolbox_modules=(virtio_pci virtio_mmio virtio_blk virtio_net virtio_console virtio_balloon
     vmw_vsock_virtio_transport ext4 crc32c_generic crc32c-intel af_packet)

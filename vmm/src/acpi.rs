@@ -21,7 +21,7 @@ use devices::acpi::{EventRegister, PowerRegisters, RESET_VALUE, SLEEP_TYPE_S5};
 use devices::legacy::{pvpanic::PvPanic, rtc, serial::Serial};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
-use crate::layout;
+use crate::layout::{self, DeviceBus};
 use crate::memory::GuestMemory;
 
 const OEM_ID: [u8; 6] = *b"TANDEM";
@@ -82,12 +82,12 @@ impl Tables {
     }
 }
 
-/// Writes the tables for a machine with `vcpus` vCPUs, and with a PCI bus or without, at [`layout::RSDP`].
+/// Writes the tables for a machine with `vcpus` vCPUs and with virtio devices on `bus`, at [`layout::RSDP`].
 ///
 /// # Errors
 /// [`AcpiError`].
-pub fn write(memory: &GuestMemory, vcpus: u8, pci: bool) -> Result<(), AcpiError> {
-    let bytes = build(vcpus, pci);
+pub fn write(memory: &GuestMemory, vcpus: u8, bus: DeviceBus) -> Result<(), AcpiError> {
+    let bytes = build(vcpus, bus);
     let space = layout::ACPI_END - layout::RSDP;
     if bytes.len() as u64 > space {
         return Err(AcpiError::NoSpace {
@@ -98,15 +98,15 @@ pub fn write(memory: &GuestMemory, vcpus: u8, pci: bool) -> Result<(), AcpiError
     Ok(memory.write_slice(&bytes, GuestAddress(layout::RSDP))?)
 }
 
-fn build(vcpus: u8, pci: bool) -> Vec<u8> {
+fn build(vcpus: u8, bus: DeviceBus) -> Vec<u8> {
     let mut tables = Tables::new();
-    let dsdt = tables.append(&dsdt(pci));
+    let dsdt = tables.append(&dsdt(bus));
     let fadt = tables.append(&fadt(dsdt));
     let madt = tables.append(&madt(vcpus));
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
-    if pci {
+    if bus == DeviceBus::Pci {
         xsdt.add_entry(tables.append(&pci::mcfg()));
     }
     let xsdt = tables.append(&xsdt);
@@ -156,12 +156,14 @@ fn madt(vcpus: u8) -> impl Aml {
     madt
 }
 
-fn dsdt(pci: bool) -> Sdt {
+fn dsdt(bus: DeviceBus) -> Sdt {
     let mut aml = Vec::new();
     s5().to_aml_bytes(&mut aml);
     system_bus(&mut aml);
-    if pci {
-        pci::host_bridge(&mut aml);
+    match bus {
+        DeviceBus::None => {}
+        DeviceBus::Pci => pci::host_bridge(&mut aml),
+        DeviceBus::Mmio { .. } => mmio::devices(bus, &mut aml),
     }
     let mut table = Sdt::new(
         *b"DSDT",
@@ -260,6 +262,7 @@ fn system_bus(aml: &mut Vec<u8>) {
     .to_aml_bytes(aml);
 }
 
+mod mmio;
 mod pci;
 #[cfg(test)]
 mod tests;

@@ -19,11 +19,15 @@
 //! | from       | to         | what                                                               |
 //! |------------|------------|--------------------------------------------------------------------|
 //! | 0xc0000000 | 0xc0001000 | boot timer, and once more at 0xd0000000                             |
+//! | 0xd0100000 | 0xd0110000 | virtio devices' registers, where they are on MMIO                   |
 //! | 0xe0000000 | 0xe0100000 | PCI configuration space of bus 0 (ECAM), with room for all 256 buses |
 //! | 0xf0000000 | 0xfe000000 | PCI devices' memory: BARs                                           |
 //! | 0xfec00000 | 0xff000000 | interrupt controllers, and pages that KVM needs                     |
 
 use std::ops::Range;
+
+use devices::pci::Ecam;
+use devices::virtio::mmio::VirtioMmio;
 
 /// Boot GDT, four entries of 8 bytes.
 pub const GDT: u64 = 0x500;
@@ -65,6 +69,8 @@ pub const HOLE_END: u64 = 0x1_0000_0000;
 
 /// Boot timer, at the addresses that Firecracker's guests use: its newer and its older layout.
 pub const BOOT_TIMERS: [u64; 2] = [HOLE_START, 0xd000_0000];
+/// Registers of the first virtio device on MMIO; the others follow, page by page.
+const VIRTIO_MMIO: u64 = 0xd010_0000;
 /// PCI configuration space ([`devices::pci::Ecam`]). Only machines with a PCI device have it.
 pub const ECAM: u64 = 0xe000_0000;
 /// Where BARs may be.
@@ -87,3 +93,55 @@ pub const EVENT_PORT: u64 = 0x604;
 pub const SERIAL_GSI: u32 = 4;
 /// GSI of the Generic Event Device: the one that a PC gives to ACPI's SCI.
 pub const EVENT_GSI: u32 = 9;
+/// GSIs of virtio devices on MMIO, one each: pins of the I/O APIC. First those that the legacy controllers do not have
+/// too, then those of the others where a PC has had add-in cards.
+const VIRTIO_MMIO_GSIS: [u32; 16] = [16, 17, 18, 19, 20, 21, 22, 23, 10, 11, 14, 15, 5, 6, 7, 3];
+
+/// What the guest finds its virtio devices on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceBus {
+    /// There are none, and looking for a bus would cost the guest time.
+    None,
+    /// PCI.
+    Pci,
+    /// Registers in pages of memory, each with an interrupt line.
+    Mmio {
+        /// Number of devices, [`MAX_MMIO`](Self::MAX_MMIO) at most.
+        devices: u8,
+    },
+}
+
+/// Where a virtio device on MMIO is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MmioPlace {
+    /// Number among the machine's devices, from 0.
+    pub number: u8,
+    /// First address of its [`VirtioMmio::LEN`] bytes.
+    pub base: u64,
+    /// Its interrupt line, edge-triggered.
+    pub gsi: u32,
+}
+
+impl DeviceBus {
+    /// Most devices that have a place on MMIO.
+    pub const MAX_MMIO: usize = VIRTIO_MMIO_GSIS.len();
+
+    /// The places of devices on MMIO.
+    pub fn mmio_places(self) -> impl Iterator<Item = MmioPlace> {
+        let count = match self {
+            Self::Mmio { devices } => devices,
+            Self::None | Self::Pci => 0,
+        };
+        let places = (0..count).zip(VIRTIO_MMIO_GSIS);
+        places.map(|(number, gsi)| MmioPlace {
+            number,
+            base: VIRTIO_MMIO + u64::from(number) * VirtioMmio::LEN,
+            gsi,
+        })
+    }
+
+    /// What the guest's memory map has to say is reserved: Linux uses a configuration space that is found there at once.
+    pub fn reserved(self) -> Option<Range<u64>> {
+        (self == Self::Pci).then_some(ECAM..ECAM + Ecam::LEN)
+    }
+}

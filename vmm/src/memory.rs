@@ -5,7 +5,7 @@ use vm_memory::{Address, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 use vm_memory::{GuestRegionCollectionError, GuestRegionMmap};
 
 use crate::config::HugePages;
-use crate::layout;
+use crate::layout::{self, DeviceBus};
 
 /// All memory of one guest.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
@@ -170,8 +170,8 @@ pub struct MapEntry {
     pub usable: bool,
 }
 
-/// The memory map that firmware would give the guest.
-pub fn map(memory: &GuestMemory) -> Vec<MapEntry> {
+/// The memory map that firmware would give the guest, with what of the hole is reserved.
+pub fn map(memory: &GuestMemory, bus: DeviceBus) -> Vec<MapEntry> {
     let entry = |base, end, usable| MapEntry {
         base,
         size: end - base,
@@ -182,6 +182,8 @@ pub fn map(memory: &GuestMemory) -> Vec<MapEntry> {
         entry(layout::EBDA, layout::HIGH_MEMORY, false),
         entry(layout::HIGH_MEMORY, low_end(memory), true),
     ];
+    let reserved = bus.reserved();
+    map.extend(reserved.map(|range| entry(range.start, range.end, false)));
     if let Some(region) = memory.find_region(GuestAddress(layout::HOLE_END)) {
         map.push(MapEntry {
             base: layout::HOLE_END,
@@ -213,7 +215,8 @@ mod tests {
     #[test]
     fn the_map_tells_what_is_there() {
         let memory = allocate(4 * GIB, HugePages::None).unwrap();
-        let map = map(&memory);
+        let with_ecam = map(&memory, DeviceBus::Pci);
+        let map = map(&memory, DeviceBus::None);
         assert!(
             map.windows(2)
                 .all(|pair| pair[0].base + pair[0].size <= pair[1].base)
@@ -226,6 +229,14 @@ mod tests {
                 .any(|e| e.base < 4 * GIB && e.base + e.size > 3 * GIB)
         );
         assert_eq!(low_end(&memory), 3 * GIB);
+        let added: Vec<_> = with_ecam.iter().filter(|e| !map.contains(e)).collect();
+        let ecam = MapEntry {
+            base: layout::ECAM,
+            size: 1 << 20,
+            usable: false,
+        };
+        assert_eq!(added, [&ecam]);
+        assert!(with_ecam.is_sorted_by_key(|entry| entry.base));
     }
 
     #[test]

@@ -3,6 +3,11 @@ use std::process::Command;
 
 use super::*;
 
+/// As many as there can be.
+const MMIO: DeviceBus = DeviceBus::Mmio {
+    devices: DeviceBus::MAX_MMIO as u8,
+};
+
 fn u32_at(bytes: &[u8], at: usize) -> usize {
     u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap()) as usize
 }
@@ -21,8 +26,8 @@ fn table(block: &[u8], address: u64) -> &[u8] {
 }
 
 /// Signature and bytes of every table, followed from the RSDP as a guest does.
-fn tables(vcpus: u8, pci: bool) -> Vec<(String, Vec<u8>)> {
-    let block = build(vcpus, pci);
+fn tables(vcpus: u8, bus: DeviceBus) -> Vec<(String, Vec<u8>)> {
+    let block = build(vcpus, bus);
     assert_eq!(&block[..8], b"RSD PTR ");
     for length in [20, 36] {
         let sum = block[..length]
@@ -49,14 +54,15 @@ fn tables(vcpus: u8, pci: bool) -> Vec<(String, Vec<u8>)> {
 
 #[test]
 fn the_guest_finds_every_table() {
-    let names = |pci| -> Vec<_> { tables(2, pci).into_iter().map(|(name, _)| name).collect() };
-    assert_eq!(names(false), ["FACP", "APIC", "DSDT"]);
-    assert_eq!(names(true), ["FACP", "APIC", "MCFG", "DSDT"]);
+    let names = |bus| -> Vec<_> { tables(2, bus).into_iter().map(|(name, _)| name).collect() };
+    assert_eq!(names(DeviceBus::None), ["FACP", "APIC", "DSDT"]);
+    assert_eq!(names(DeviceBus::Pci), ["FACP", "APIC", "MCFG", "DSDT"]);
+    assert_eq!(names(MMIO), ["FACP", "APIC", "DSDT"]);
 }
 
 #[test]
 fn the_fadt_points_at_the_registers() {
-    let tables = tables(1, false);
+    let tables = tables(1, DeviceBus::None);
     let fadt = &tables[0].1;
     let register = |at: usize| (fadt[at], fadt[at + 1], u64_at(fadt, at + 4));
     assert_eq!(
@@ -80,7 +86,7 @@ fn the_fadt_points_at_the_registers() {
 #[test]
 fn the_madt_has_every_vcpu_and_the_io_apic() {
     for vcpus in [1, 2, 32] {
-        let tables = tables(vcpus, false);
+        let tables = tables(vcpus, DeviceBus::None);
         let madt = &tables[1].1;
         let (mut processors, mut io_apics) = (Vec::new(), Vec::new());
         let mut rest = &madt[44..];
@@ -101,12 +107,12 @@ fn the_madt_has_every_vcpu_and_the_io_apic() {
 /// Intel's own compiler reads every table back, and takes the DSDT that it disassembled without a complaint.
 #[test]
 fn iasl_accepts_the_tables() {
-    for pci in [false, true] {
-        check_by_iasl(pci);
+    for bus in [DeviceBus::None, DeviceBus::Pci, MMIO] {
+        check_by_iasl(bus);
     }
 }
 
-fn check_by_iasl(pci: bool) {
+fn check_by_iasl(bus: DeviceBus) {
     let dir = tempfile::tempdir().unwrap();
     let iasl = |arguments: &[&str]| {
         let output = Command::new("iasl")
@@ -122,7 +128,7 @@ fn check_by_iasl(pci: bool) {
         assert!(output.status.success(), "iasl {arguments:?}:\n{text}");
         text
     };
-    for (name, bytes) in tables(32, pci) {
+    for (name, bytes) in tables(32, bus) {
         let file = format!("{name}.aml");
         fs::write(dir.path().join(&file), bytes).unwrap();
         let text = iasl(&["-d", &file]);
@@ -144,13 +150,24 @@ fn check_by_iasl(pci: bool) {
         assert!(source.contains(expected), "{expected} in\n{source}");
     }
     for expected in ["PNP0A08", "PNP0A03", "PNP0C02", "_CBA", "WordBusNumber"] {
-        assert_eq!(source.contains(expected), pci, "{expected} in\n{source}");
+        let wanted = bus == DeviceBus::Pci;
+        assert_eq!(source.contains(expected), wanted, "{expected} in\n{source}");
+    }
+    let places: Vec<_> = bus.mmio_places().collect();
+    assert_eq!(source.matches("LNRO0005").count(), places.len());
+    for place in places {
+        for expected in [
+            format!("0x{:08X}", place.base),
+            format!("0x{:08X}", place.gsi),
+        ] {
+            assert!(source.contains(&expected), "{expected} in\n{source}");
+        }
     }
 }
 
 #[test]
 fn the_mcfg_points_at_bus_0() {
-    let tables = tables(1, true);
+    let tables = tables(1, DeviceBus::Pci);
     let mcfg = &tables[2].1;
     assert_eq!(mcfg.len(), 44 + 16);
     assert_eq!(u64_at(mcfg, 44), layout::ECAM);
@@ -164,5 +181,23 @@ fn pci_has_a_place_of_its_own() {
     assert!(ecam.end <= window.start && window.end <= layout::IO_APIC.into());
     for timer in layout::BOOT_TIMERS {
         assert!(timer + 0x1000 <= ecam.start);
+    }
+}
+
+#[test]
+fn mmio_devices_have_places_of_their_own() {
+    let places: Vec<_> = MMIO.mmio_places().collect();
+    assert_eq!(places.len(), DeviceBus::MAX_MMIO);
+    for (index, place) in places.iter().enumerate() {
+        assert_eq!(usize::from(place.number), index);
+        assert!(place.gsi < 24 && ![layout::SERIAL_GSI, layout::EVENT_GSI].contains(&place.gsi));
+        for other in &places[..index] {
+            assert_ne!(place.gsi, other.gsi);
+            assert!(other.base + 0x1000 <= place.base);
+        }
+        for timer in layout::BOOT_TIMERS {
+            assert!(place.base >= timer + 0x1000);
+        }
+        assert!(place.base + 0x1000 <= layout::ECAM);
     }
 }

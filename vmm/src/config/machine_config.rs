@@ -31,6 +31,20 @@ pub struct MachineConfig {
     /// Pages that back the guest's memory.
     #[serde(default, deserialize_with = "super::null_is_default")]
     pub huge_pages: HugePages,
+    /// What the guest finds its virtio devices by. Tandem's own.
+    #[serde(default, deserialize_with = "super::null_is_default")]
+    pub transport: Transport,
+}
+
+/// What a guest finds its virtio devices by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Transport {
+    /// PCI: any kernel's drivers are there from the start.
+    #[default]
+    Pci,
+    /// Registers in memory, named by ACPI: less to look for, in a kernel that has the driver (`CONFIG_VIRTIO_MMIO`).
+    Mmio,
 }
 
 /// Size of the pages that back the guest's memory.
@@ -62,6 +76,7 @@ impl Default for MachineConfig {
             cpu_template: CpuTemplate::None,
             track_dirty_pages: false,
             huge_pages: HugePages::None,
+            transport: Transport::Pci,
         }
     }
 }

@@ -16,7 +16,9 @@ use serde::{Deserialize, Deserializer, Serialize};
 pub use balloon::BalloonConfig;
 pub use boot_source::{BootSource, Decompression};
 pub use entropy::EntropyConfig;
-pub use machine_config::{CpuTemplate, HugePages, MAX_VCPUS, MIN_MEMORY_MIB, MachineConfig};
+pub use machine_config::{
+    CpuTemplate, HugePages, MAX_VCPUS, MIN_MEMORY_MIB, MachineConfig, Transport,
+};
 pub use output::{Level, LoggerConfig, MetricsConfig, SerialConfig};
 use unsupported::{Unsupported, absent};
 
@@ -178,7 +180,7 @@ mod tests {
         let config = parse(
             r#"{"boot-source": {"kernel_image_path": "k"}, "machine-config": {"vcpu_count": 1,
                 "mem_size_mib": 128, "cpu_template": null, "huge_pages": null, "smt": null,
-                "track_dirty_pages": null}}"#,
+                "track_dirty_pages": null, "transport": null}}"#,
         )
         .unwrap();
         assert_eq!(config.machine_config, MachineConfig::default());

@@ -25,7 +25,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::bzimage::{self, BzImageError, CacheOutcome, KernelCache};
 use crate::config::{BootSource, Decompression, HugePages};
-use crate::layout;
+use crate::layout::{self, DeviceBus};
 use crate::memory::{self, GuestMemory, PAGE_SIZE};
 use image::{Image, Placement};
 
@@ -108,7 +108,8 @@ struct Placed {
     size: u64,
 }
 
-/// Loads everything that `source` names into `memory` and returns where the guest begins.
+/// Loads everything that `source` names into `memory`, with a memory map for a machine with `bus`, and returns where the
+/// guest begins.
 ///
 /// # Errors
 /// [`KernelError`]; guest memory is then in no particular state.
@@ -117,6 +118,7 @@ pub fn load(
     memory: &GuestMemory,
     huge_pages: HugePages,
     cache: &KernelCache,
+    bus: DeviceBus,
 ) -> Result<Entry, KernelError> {
     let placement = match huge_pages {
         HugePages::None => Placement::Map,
@@ -130,10 +132,11 @@ pub fn load(
     let line = source.command_line();
     memory.write_slice(line.as_bytes(), GuestAddress(layout::COMMAND_LINE))?;
     memory.write_obj(0_u8, GuestAddress(layout::COMMAND_LINE + line.len() as u64))?;
+    let map = memory::map(memory, bus);
     match kernel.entry {
-        Entry::Pvh { .. } => protocol::write_pvh(memory, initrd)?,
+        Entry::Pvh { .. } => protocol::write_pvh(memory, &map, initrd)?,
         Entry::Linux64 { .. } => {
-            protocol::write_linux64(memory, kernel.header, line.len(), initrd)?;
+            protocol::write_linux64(memory, &map, kernel.header, line.len(), initrd)?;
         }
     }
     Ok(kernel.entry)

@@ -11,7 +11,7 @@ use vm_memory::GuestAddress;
 
 use super::{KernelError, Placed};
 use crate::layout;
-use crate::memory::{self, GuestMemory, MapEntry};
+use crate::memory::{GuestMemory, MapEntry};
 
 /// `XEN_HVM_START_MAGIC_VALUE` (Linux: `include/xen/interface/hvm/start_info.h`).
 const PVH_MAGIC: u32 = 0x336e_c578;
@@ -40,8 +40,12 @@ impl MapEntry {
 }
 
 /// Writes the PVH start info, the memory map and the module list.
-pub fn write_pvh(memory: &GuestMemory, initrd: Option<Placed>) -> Result<(), KernelError> {
-    let map: Vec<_> = memory::map(memory)
+pub fn write_pvh(
+    memory: &GuestMemory,
+    map: &[MapEntry],
+    initrd: Option<Placed>,
+) -> Result<(), KernelError> {
+    let map: Vec<_> = map
         .iter()
         .map(|entry| hvm_memmap_table_entry {
             addr: entry.base,
@@ -82,6 +86,7 @@ pub fn write_pvh(memory: &GuestMemory, initrd: Option<Placed>) -> Result<(), Ker
 /// Writes the zero page. `header` is the kernel's own where it came as a bzImage.
 pub fn write_linux64(
     memory: &GuestMemory,
+    map: &[MapEntry],
     header: Option<setup_header>,
     command_line_len: usize,
     initrd: Option<Placed>,
@@ -104,9 +109,8 @@ pub fn write_linux64(
         params.hdr.ramdisk_image = initrd.base as u32;
         params.hdr.ramdisk_size = initrd.size as u32;
     }
-    let map = memory::map(memory);
     params.e820_entries = map.len() as u8;
-    for (slot, entry) in params.e820_table.iter_mut().zip(&map) {
+    for (slot, entry) in params.e820_table.iter_mut().zip(map) {
         *slot = boot_e820_entry {
             addr: entry.base,
             size: entry.size,

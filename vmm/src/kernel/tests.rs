@@ -76,7 +76,8 @@ impl Case {
 
     fn load(&self) -> Result<Entry, KernelError> {
         let cache = KernelCache::new("/nonexistent");
-        load(&self.source, &self.memory, HugePages::None, &cache)
+        let none = layout::DeviceBus::None;
+        load(&self.source, &self.memory, HugePages::None, &cache, none)
     }
 
     fn bytes(&self, at: u64, count: usize) -> Vec<u8> {

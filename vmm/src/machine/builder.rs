@@ -19,15 +19,16 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::error::{BuildError, OVERCOMMIT};
 use super::gate::Gate;
 use super::vcpu::{Buses, Shared, Vcpu};
-use super::{Machine, pci, specs};
+use super::{Machine, mmio, pci, specs};
 use crate::bzimage::KernelCache;
-use crate::config::VmConfig;
+use crate::config::{ConfigError, Transport, VmConfig};
 use crate::console::Output;
 use crate::cpu::{self, Topology};
 use crate::kernel;
+use crate::layout::{self, DeviceBus};
 use crate::memory::{self, GuestMemory};
 use crate::timeline::{Phase, Timeline};
-use crate::{acpi, firmware, layout};
+use crate::{acpi, firmware};
 
 /// What a machine takes from its host beyond its configuration.
 #[derive(Clone, Debug)]
@@ -72,21 +73,21 @@ impl<'a> MachineBuilder<'a> {
         let memory = memory::allocate(machine.memory_bytes(), machine.huge_pages)?;
         self.timeline.mark(Phase::MemoryReady);
 
+        let wanted = specs::make(self.config)?;
+        let bus = self.device_bus(wanted.len())?;
         let cache = KernelCache::new(&self.host.kernel_cache);
         let source = &self.config.boot_source;
-        let entry = kernel::load(source, &memory, machine.huge_pages, &cache)?;
+        let entry = kernel::load(source, &memory, machine.huge_pages, &cache, bus)?;
         firmware::write(&memory, entry).map_err(BuildError::BootStructures)?;
-        acpi::write(&memory, machine.vcpu_count, specs::any(self.config))?;
+        acpi::write(&memory, machine.vcpu_count, bus)?;
         self.timeline.mark(Phase::KernelLoaded);
 
         let vm = Arc::new(create_vm(&kvm, &memory, machine.track_dirty_pages)?);
         let legacy = self.attach_legacy(&vm, output)?;
-        // No bus without a device: looking for one costs a guest time.
-        let attached = if specs::any(self.config) {
-            let wanted = specs::make(self.config)?;
-            pci::attach(wanted, self.config, &vm, &memory, &legacy.buses)?
-        } else {
-            Vec::new()
+        let attached = match bus {
+            DeviceBus::None => Vec::new(),
+            DeviceBus::Pci => pci::attach(wanted, self.config, &vm, &memory, &legacy.buses)?,
+            DeviceBus::Mmio { .. } => mmio::attach(wanted, bus, &vm, &memory, &legacy.buses)?,
         };
         let topology = Topology {
             vcpus: machine.vcpu_count,
@@ -128,6 +129,27 @@ impl<'a> MachineBuilder<'a> {
             events: legacy.events,
             input_space: legacy.input_space,
         })
+    }
+
+    /// What the machine's virtio devices are on.
+    fn device_bus(&self, devices: usize) -> Result<DeviceBus, ConfigError> {
+        let transport = self.config.machine_config.transport;
+        match (devices, transport) {
+            (0, _) => Ok(DeviceBus::None),
+            (_, Transport::Pci) => Ok(DeviceBus::Pci),
+            // Fits into a byte.
+            (1..=DeviceBus::MAX_MMIO, Transport::Mmio) => Ok(DeviceBus::Mmio {
+                devices: devices as u8,
+            }),
+            (_, Transport::Mmio) => Err(ConfigError::new(
+                "machine-config.transport",
+                format!(
+                    "is mmio, which has interrupt lines for {} devices, and there are {devices}",
+                    DeviceBus::MAX_MMIO
+                ),
+                "set it to pci, or take devices away",
+            )),
+        }
     }
 
     fn check_memory_size(&self, bits: u32) -> Result<(), BuildError> {
@@ -216,7 +238,7 @@ pub(super) fn event() -> Result<EventFd, BuildError> {
 }
 
 /// An event that raises an edge-triggered interrupt.
-fn interrupt(vm: &VmFd, gsi: u32) -> Result<EventFd, BuildError> {
+pub(super) fn interrupt(vm: &VmFd, gsi: u32) -> Result<EventFd, BuildError> {
     let event = event()?;
     vm.register_irqfd(&event, gsi)
         .map_err(kvm_error("connect an interrupt"))?;

@@ -9,6 +9,7 @@
 //! | `changes` | what to change while it runs, to be as another configuration says               |
 //! | `specs`   | which virtio devices a configuration asks for                                   |
 //! | `pci`     | the PCI bus and its devices; their interrupts and kicks by KVM's means          |
+//! | `mmio`    | the same for devices on MMIO                                                    |
 //! | `io_thread` | the threads that do the devices' work                                          |
 //! | `fault`   | the words for a vCPU that cannot go on                                         |
 //! | `reset`   | whether a reset was a reboot or an emergency                                   |
@@ -26,6 +27,7 @@ mod error;
 mod fault;
 mod gate;
 mod io_thread;
+mod mmio;
 mod pci;
 mod reset;
 mod specs;
@@ -38,7 +40,7 @@ use std::thread::{self, JoinHandle};
 
 use devices::acpi::EventRegister;
 use devices::legacy::serial::Serial;
-use devices::virtio::{Counters, SharedWorker, Update, UpdateError};
+use devices::virtio::{Backend, Counters, SharedWorker, Update, UpdateError};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::exit::ExitReason;
@@ -63,6 +65,31 @@ struct Attached {
     worker: SharedWorker,
     /// The kick of each queue.
     kicks: Arc<[EventFd]>,
+}
+
+impl Attached {
+    /// On its bus with that number.
+    fn new(number: u8, spec: specs::Spec) -> Result<Self, BuildError> {
+        let queues = spec.device.queue_sizes().len();
+        let kicks: Result<_, _> = (0..queues).map(|_| builder::event()).collect();
+        Ok(Self {
+            number,
+            name: spec.name,
+            thread: spec.thread,
+            worker: SharedWorker::new(spec.device),
+            kicks: kicks?,
+        })
+    }
+
+    /// What its transport is given of it.
+    fn backend(&self, memory: &GuestMemory) -> Backend {
+        Backend {
+            number: self.number,
+            worker: self.worker.clone(),
+            kicks: self.kicks.clone(),
+            memory: memory.clone(),
+        }
+    }
 }
 
 /// A complete machine.

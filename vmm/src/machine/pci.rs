@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use devices::pci::{ConfigPorts, Ecam, MsiMessage, MsiSink, PciRoot};
 use devices::virtio::pci::{Doorbells, Parts, VirtioPci};
-use devices::virtio::{Backend, SharedWorker};
 use kvm_bindings::{
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
     KVM_IRQCHIP_PIC_SLAVE, KvmIrqRouting, kvm_irq_routing_entry,
@@ -62,20 +61,11 @@ pub fn attach(
     let mut attached = Vec::new();
     // The host bridge is 0.
     for (slot, spec) in (1_u8..).zip(specs) {
-        let device = spec.device;
-        let queues = device.queue_sizes().len();
-        let kicks: Result<Arc<[EventFd]>, _> = (0..queues).map(|_| event()).collect();
-        let kicks = kicks?;
-        let worker = SharedWorker::new(device);
-        let vectors = VirtioPci::vectors(queues as u16);
+        let device = Attached::new(slot, spec)?;
+        let vectors = VirtioPci::vectors(device.kicks.len() as u16);
         let bar = layout::PCI_WINDOW.start + u64::from(slot) * u64::from(VirtioPci::BAR_SIZE);
         let function = VirtioPci::new(Parts {
-            backend: Backend {
-                number: slot,
-                worker: worker.clone(),
-                kicks: kicks.clone(),
-                memory: memory.clone(),
-            },
+            backend: device.backend(memory),
             bus: Arc::downgrade(&buses.mmio),
             window: layout::PCI_WINDOW,
             // The window is below 4 GiB.
@@ -84,13 +74,7 @@ pub fn attach(
             doorbells: Box::new(KvmDoorbells(router.clone())),
         });
         root.add(slot, function)?;
-        attached.push(Attached {
-            number: slot,
-            name: spec.name,
-            thread: spec.thread,
-            worker,
-            kicks,
-        });
+        attached.push(device);
     }
     Ok(attached)
 }

@@ -20,11 +20,6 @@ pub struct Spec {
 /// The thread of devices that have not been given another.
 pub const IO: &str = "io";
 
-/// Whether there will be any.
-pub fn any(config: &VmConfig) -> bool {
-    config.entropy.is_some() || config.balloon.is_some()
-}
-
 /// Makes them, which opens what they need on the host.
 ///
 /// # Errors

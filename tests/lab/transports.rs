@@ -1,4 +1,4 @@
-//! Virtio devices over PCI, found and driven by the kernels' own drivers.
+//! Virtio devices over PCI and over MMIO, found and driven by the kernels' own drivers.
 
 use serde_json::json;
 use tests::kernel_log::complaints;
@@ -6,12 +6,13 @@ use tests::kernel_log::complaints;
 use crate::kernels::{Format, Kernel, boot};
 
 /// Boots with an entropy device, reads 128 KiB from it, and looks at all that is said about it.
-fn check(kernel: Kernel, vcpus: u8, mib: u64) {
+fn check(kernel: Kernel, transport: &str, vcpus: u8, mib: u64) {
     let args = "console=ttyS0 panic=-1 loglevel=8 tandem.test=rng";
     let mut builder = boot(kernel, Format::Vmlinux, "rng")
         .vcpus(vcpus)
         .memory(mib)
         .boot("boot_args", args);
+    builder.config["machine-config"]["transport"] = json!(transport);
     builder.config["entropy"] = json!({});
     let timeline = builder.path("timeline.json");
     let ended = builder.option("--boot-timeline", timeline).run();
@@ -19,13 +20,30 @@ fn check(kernel: Kernel, vcpus: u8, mib: u64) {
     assert_eq!(ended.code, 0, "{}\n{text}", ended.stderr);
     assert_eq!(ended.stderr, "");
 
-    for device in [
-        "PCI 0000:00:00.0 0x1b36 0x0008 0x060000",
-        "PCI 0000:00:01.0 0x1af4 0x1044 0x108000",
-        "RNG current=virtio_rng.0",
-    ] {
-        assert!(text.contains(device), "no {device}\n{text}");
+    let (there, interrupt): (&[_], _) = match transport {
+        "pci" => (
+            &[
+                "PCI 0000:00:00.0 0x1b36 0x0008 0x060000",
+                "PCI 0000:00:01.0 0x1af4 0x1044 0x108000",
+                "0000:00:01.0/virtio0",
+                // Configuration space is used at first sight.
+                "PCI: ECAM [mem 0xe0000000-0xe00fffff] (base 0xe0000000) for domain 0000 [bus 00-00]",
+            ],
+            "PCI-MSIX",
+        ),
+        _ => (&["LNRO0005:00/virtio0"], "IO-APIC"),
+    };
+    for line in there.iter().chain(&["RNG current=virtio_rng.0"]) {
+        assert!(text.contains(line), "no {line}\n{text}");
     }
+    let count = |word| text.lines().filter(|line| line.starts_with(word)).count();
+    assert_eq!(count("VIRTIO "), 1, "each device once\n{text}");
+    assert_eq!(
+        count("PCI "),
+        if transport == "pci" { 2 } else { 0 },
+        "{text}"
+    );
+    assert!(!text.contains("not using ECAM"), "{text}");
     let reads: Vec<_> = text
         .lines()
         .filter(|l| l.starts_with("RNG "))
@@ -44,24 +62,19 @@ fn check(kernel: Kernel, vcpus: u8, mib: u64) {
         assert!(packed >= 65536, "{read}");
     }
     assert_ne!(value(reads[0], "md5"), value(reads[1], "md5"));
-    // It was told by MSI-X, not found by polling.
-    let irq = text
-        .lines()
-        .find(|l| l.starts_with("IRQ ") && l.contains("input"));
+    // It was told by an interrupt, not found by polling.
+    let told = |l: &&str| l.starts_with("IRQ ") && (l.contains("input") || transport == "mmio");
+    let irq = text.lines().find(told);
     let irq = irq.unwrap_or_else(|| panic!("no interrupt\n{text}"));
     let count: u32 = irq
         .split_whitespace()
         .skip(2)
         .map_while(|word| word.parse::<u32>().ok())
         .sum();
-    assert!(irq.contains("PCI-MSIX") && count > 0, "{irq}");
+    assert!(irq.contains(interrupt) && count > 0, "{irq}");
 
     let complaints = complaints(&text);
     assert!(complaints.is_empty(), "{complaints:#?}\n{text}");
-    assert!(
-        text.contains("PCI: Using configuration type 1") || text.contains("ECAM"),
-        "{text}"
-    );
 
     let timeline = ended.json("timeline.json");
     let marks = timeline["marks"].as_array().expect("marks");
@@ -74,7 +87,7 @@ fn check(kernel: Kernel, vcpus: u8, mib: u64) {
     assert_eq!(devices, [&json!("entropy")]);
     for line in text.lines().filter(|line| {
         let words = [
-            "PCI", "pci", "RNG", "IRQ", "MCFG", "ECAM", "virtio", "hwrng",
+            "PCI", "pci", "RNG", "IRQ", "MCFG", "ECAM", "virtio", "hwrng", "LNRO",
         ];
         words.iter().any(|word| line.contains(word))
     }) {
@@ -84,12 +97,18 @@ fn check(kernel: Kernel, vcpus: u8, mib: u64) {
 
 #[test]
 fn cloud_6_12_reads_random_bytes() {
-    check(Kernel::CLOUD_6_12, 1, 128);
+    check(Kernel::CLOUD_6_12, "pci", 1, 128);
+}
+
+#[test]
+fn cloud_6_12_reads_random_bytes_over_mmio() {
+    check(Kernel::CLOUD_6_12, "mmio", 1, 128);
 }
 
 #[test]
 fn other_kernels_read_random_bytes() {
-    check(Kernel::GENERIC_6_12, 2, 256);
+    check(Kernel::GENERIC_6_12, "pci", 2, 256);
+    check(Kernel::GENERIC_6_12, "mmio", 2, 256);
     // Memory on both sides of the hole.
-    check(Kernel::CLOUD_6_12, 2, 3584);
+    check(Kernel::CLOUD_6_12, "pci", 2, 3584);
 }
