@@ -1,0 +1,51 @@
+//! The log: messages are put together and counted, and not kept.
+
+use std::io::Write;
+use std::sync::Once;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use log::{LevelFilter, Log, Metadata, Record};
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// Messages that one run may cause: some sites, each with its limit of 20 and a line that says so.
+const MOST: u32 = 400;
+
+struct Counting;
+
+impl Log for Counting {
+    fn enabled(&self, _: &Metadata) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record) {
+        COUNT.fetch_add(1, Ordering::Relaxed);
+        // What is formatted may be wrong too. With TANDEM_FUZZ_LOG it can be read.
+        let text = record.args().to_string();
+        if std::env::var_os("TANDEM_FUZZ_LOG").is_some() {
+            let _ = writeln!(std::io::stderr(), "{}: {text}", record.level());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// A run begins.
+pub fn begin() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        if log::set_logger(&Counting).is_ok() {
+            log::set_max_level(LevelFilter::Info);
+        }
+    });
+    COUNT.store(0, Ordering::Relaxed);
+}
+
+/// The run is over.
+///
+/// # Panics
+/// It has caused too many messages.
+pub fn end() {
+    let count = COUNT.load(Ordering::Relaxed);
+    assert!(count <= MOST, "{count} messages in the log");
+}
