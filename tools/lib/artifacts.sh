@@ -16,6 +16,8 @@ artifacts_lib=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 . "$artifacts_lib/common.sh"
 # shellcheck source=tools/lib/toolbox.sh
 . "$artifacts_lib/toolbox.sh"
+# shellcheck source=tools/lib/disk.sh
+. "$artifacts_lib/disk.sh"
 
 test_init=$artifacts_lib/../../resources/test-guest/init
 
@@ -36,7 +38,7 @@ artifact_names() {
     for flavour in 6.12-cloud 6.1-cloud 6.12; do
         printf '%s\n' "kernel-$flavour" "bzimage-$flavour" "vmlinux-$flavour" "initramfs-test-$flavour" "initramfs-toolbox-$flavour"
     done
-    printf '%s\n' initramfs-test
+    printf '%s\n' initramfs-test disk-debian
 }
 
 # artifact NAME: prints its path.
@@ -44,7 +46,7 @@ artifact() {
     local name=$1 flavour kernel
     flavour=${name#*-}
     flavour=${flavour#test-} flavour=${flavour#toolbox-}
-    if [[ $name != initramfs-test && -z ${kernel_package[$flavour]:-} ]]; then
+    if [[ $name != initramfs-test && $name != disk-debian && -z ${kernel_package[$flavour]:-} ]]; then
         die "no artifact is named '$name' (known: $(artifact_names | tr '\n' ' '))"
     fi
     case $name in
@@ -68,6 +70,7 @@ artifact() {
         kernel=$(artifact "kernel-$flavour") || exit
         locked "$name" get_made "$name" "$(basename "$kernel")-$(toolbox_key)" initramfs.cpio make_initramfs "$kernel" toolbox
         ;;
+    disk-debian) locked "$name" get_disk "$name" ;;
     *) die "no artifact is named '$name' (known: $(artifact_names | tr '\n' ' '))" ;;
     esac
 }
@@ -233,6 +236,26 @@ module_closure() {
         awk -F: -v name="$name" '{ n = $1; sub(/.*\//, "", n); sub(/\.ko.*/, "", n) }
             n == name { k = split($2, d, " "); for (; k; k--) print d[k]; print $1 }' "$deps"
     done | awk '!seen[$0]++' | sed "s,^,lib/modules/$(basename "$(dirname "$deps")")/,"
+}
+
+# --- the Debian disk ----------------------------------------------------------------------------------------------
+
+# Without package lists or a network, a disk that was made before does.
+get_disk() {
+    local name=$1 current='' key
+    [[ -s $dir/current ]] && current=$(<"$dir/current")
+    if ! key=$(disk_key) && [[ -z $current && $(id -u) == 0 ]]; then
+        progress "Refreshing the package lists"
+        apt-get -qq update >&2 </dev/null
+        key=$(disk_key)
+    fi
+    [[ -n $key || -n $current ]] || die "apt knows no package linux-image-cloud-amd64 (is this Debian 12?)"
+    if [[ -n $key ]] && ! (get_made "$name" "$key" disk.img make_disk >/dev/null); then
+        intact "$current" || exit 1
+        say "Could not make it; using the cached $current"
+        key=$current
+    fi
+    printf '%s\n' "$dir/${key:-$current}/disk.img"
 }
 
 # --- kernels ------------------------------------------------------------------------------------------------------
