@@ -79,7 +79,8 @@ mod tests {
             ("{}".into(), "missing field `boot-source`"),
             ("[]".into(), "invalid length 0, expected struct VmConfig"),
             (r#"{"boot-source": {"kernel_image_path": 5}}"#.into(), "boot-source.kernel_image_path: invalid type"),
-            (r#"{"boot-source": {"kernel_image_path": "k"}, "drives": [{"drive_id": "rootfs"}]}"#.into(), "drives: Tandem does not have yet"),
+            (r#"{"boot-source": {"kernel_image_path": "k"}, "pmem": [{"id": "pmem0"}]}"#.into(), "pmem: Tandem does not have yet"),
+            (r#"{"boot-source": {"kernel_image_path": "k"}, "drives": [{"drive_id": "a", "direct": 1}]}"#.into(), "drives[0].direct: invalid type"),
         ] {
             let error = error(&document);
             assert!(error.starts_with(expected) || error.contains(expected), "{document}\n{error}");

@@ -5,6 +5,7 @@
 //! | `balloon`   | a memory balloon, seen in the memory of the process                              |
 //! | `commands`  | shell commands in a guest, and what its toolbox holds                            |
 //! | `kernels`   | (the kernels, and what they need)                                                |
+//! | `block`     | disks: what is written, read, discarded, flushed is so in the image              |
 //! | `boots`     | kernels, formats, vCPUs, memory: init is reached and sees the right machine       |
 //! | `lifecycle` | reboot, panic, power button, console                                             |
 //! | `messages`  | the kernels find nothing wrong with the machine                                  |
@@ -15,6 +16,7 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 mod balloon;
+mod block;
 mod boots;
 mod commands;
 #[path = "../micro/guest.rs"]

@@ -11,6 +11,7 @@
 //! | [`balloon`]   | memory balloon (5.5)                                                      |
 //! | [`pci`]       | the PCI transport (4.1)                                                   |
 //! | [`mmio`]      | the MMIO transport (4.2)                                                  |
+//! | [`block`]     | block device (5.2)                                                        |
 //! | [`rng`]       | entropy device (5.4)                                                      |
 //!
 //! A [`VirtioDevice`] does not know its transport: it gets [`Ring`]s and an [`Interrupt`] when the driver is ready, and
@@ -20,6 +21,7 @@
 //! Lock order: a transport's state, then the worker, then what is inside an [`Interrupt`].
 
 pub mod balloon;
+pub mod block;
 pub mod chain;
 mod front;
 pub mod mmio;
@@ -230,6 +232,8 @@ pub enum Update {
     Entropy(RateLimiterConfig),
     /// What is wanted of a [`balloon::Balloon`] from now on.
     Balloon(balloon::Wanted),
+    /// Of a [`block::Block`].
+    Block(block::BlockUpdate),
 }
 
 /// Why a device was not changed.
@@ -250,6 +254,8 @@ pub enum DeviceState {
     Entropy(rng::EntropyState),
     /// Of a [`balloon::Balloon`].
     Balloon(balloon::BalloonState),
+    /// Of a [`block::Block`].
+    Block(block::BlockState),
 }
 
 #[cfg(test)]

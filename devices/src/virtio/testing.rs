@@ -85,6 +85,14 @@ impl Driver {
             .unwrap();
     }
 
+    /// Nothing is available and nothing was given back, as when a ring is new.
+    pub fn clear_used(&self) {
+        self.set_available(0);
+        self.memory
+            .write_obj(0_u16, GuestAddress(DEVICE_AREA + 2))
+            .unwrap();
+    }
+
     /// Head and length of everything that was given back.
     pub fn used(&self) -> Vec<(u32, u32)> {
         let at = |offset| GuestAddress(DEVICE_AREA + offset);

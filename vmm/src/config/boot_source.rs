@@ -71,13 +71,7 @@ impl BootSource {
             ));
         }
         let line = self.command_line();
-        if line.len() > MAX_COMMAND_LINE {
-            return Err(ConfigError::new(
-                "boot-source.boot_args",
-                format!("has {} bytes", line.len()),
-                format!("x86 kernels take {MAX_COMMAND_LINE} at most"),
-            ));
-        }
+        check_length(line)?;
         if line.bytes().any(|byte| byte == 0 || byte == b'\n') {
             return Err(ConfigError::new(
                 "boot-source.boot_args",
@@ -87,6 +81,18 @@ impl BootSource {
         }
         Ok(())
     }
+}
+
+/// Checks the length of a command line, with all that is appended to it.
+pub(super) fn check_length(line: &str) -> Result<(), ConfigError> {
+    if line.len() > MAX_COMMAND_LINE {
+        return Err(ConfigError::new(
+            "boot-source.boot_args",
+            format!("has {} bytes", line.len()),
+            format!("x86 kernels take {MAX_COMMAND_LINE} at most"),
+        ));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

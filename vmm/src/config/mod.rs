@@ -6,6 +6,7 @@
 
 mod balloon;
 mod boot_source;
+mod drives;
 mod entropy;
 mod machine_config;
 mod output;
@@ -15,6 +16,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 pub use balloon::BalloonConfig;
 pub use boot_source::{BootSource, Decompression};
+pub use drives::DriveConfig;
 pub use entropy::EntropyConfig;
 pub use machine_config::{
     CpuTemplate, HugePages, MAX_VCPUS, MIN_MEMORY_MIB, MachineConfig, Transport,
@@ -52,9 +54,15 @@ pub struct VmConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balloon: Option<BalloonConfig>,
 
+    /// Disks.
+    #[serde(
+        default,
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub drives: Vec<DriveConfig>,
+
     // Sections of Firecracker's that need a device or an ability which is not there yet. Empty ones pass.
-    #[serde(default, skip_serializing_if = "absent")]
-    drives: Unsupported,
     #[serde(rename = "network-interfaces", default, skip_serializing_if = "absent")]
     network_interfaces: Unsupported,
     #[serde(default, skip_serializing_if = "absent")]
@@ -115,7 +123,7 @@ impl VmConfig {
             metrics: None,
             entropy: None,
             balloon: None,
-            drives: Unsupported,
+            drives: Vec::new(),
             network_interfaces: Unsupported,
             vsock: Unsupported,
             pmem: Unsupported,
@@ -132,7 +140,31 @@ impl VmConfig {
         if let Some(balloon) = &self.balloon {
             balloon.validate(&self.machine_config)?;
         }
-        Ok(())
+        drives::validate(&self.drives, self.machine_config.vcpu_count)?;
+        boot_source::check_length(&self.command_line())
+    }
+
+    /// The command line that the kernel gets: that of `boot-source`, with what says where the root device is.
+    pub fn command_line(&self) -> String {
+        let given = self.boot_source.command_line();
+        let mut roots = self.drives.iter().filter_map(DriveConfig::root_arguments);
+        let Some(root) = roots.next() else {
+            return given.into();
+        };
+        // What is behind the dashes is for init.
+        match given.split_once(" -- ") {
+            Some((kernel, init)) => format!("{kernel} {root} -- {init}"),
+            None => format!("{given} {root}"),
+        }
+    }
+
+    /// The drives in the order in which the guest finds them: the root device first.
+    pub fn drives_in_order(&self) -> impl Iterator<Item = (usize, &DriveConfig)> {
+        let with = |root| {
+            let all = self.drives.iter().enumerate();
+            all.filter(move |(_, drive)| drive.is_root_device == root)
+        };
+        with(true).chain(with(false))
     }
 }
 
@@ -196,7 +228,7 @@ mod tests {
 
     #[test]
     fn what_this_version_cannot_do_is_refused_by_name() {
-        for section in ["drives", "network-interfaces"] {
+        for section in ["network-interfaces", "pmem"] {
             let json = format!(
                 r#"{{"boot-source": {{"kernel_image_path": "k"}}, "{section}": [{{"a": 1}}]}}"#
             );
@@ -260,6 +292,30 @@ mod tests {
     }
 
     #[test]
+    fn the_root_device_is_first_and_on_the_command_line() {
+        let config = |args: &str, more: &str| {
+            let json = format!(
+                r#"{{"boot-source": {{"kernel_image_path": "k", "boot_args": "{args}"}}, "drives": [
+                    {{"drive_id": "data", "path_on_host": "d", "is_root_device": false}},
+                    {{"drive_id": "root", "path_on_host": "r", "is_root_device": true{more}}}]}}"#
+            );
+            parse(&json).unwrap()
+        };
+        let plain = config("quiet", "");
+        plain.validate().unwrap();
+        let order: Vec<_> = plain.drives_in_order().map(|(index, _)| index).collect();
+        assert_eq!(order, [1, 0]);
+        assert_eq!(plain.command_line(), "quiet root=/dev/vda rw");
+        let read_only = config("quiet -- single", r#", "is_read_only": true"#);
+        assert_eq!(read_only.command_line(), "quiet root=/dev/vda ro -- single");
+        let partition = config("", r#", "partuuid": "0eaa91a0-01""#);
+        assert_eq!(partition.command_line(), " root=PARTUUID=0eaa91a0-01 rw");
+        // Together with what is appended, too.
+        let long = config(&"x".repeat(2040), "");
+        assert_eq!(long.validate().unwrap_err().field, "boot-source.boot_args");
+    }
+
+    #[test]
     fn unknown_fields_are_errors_everywhere() {
         for json in [
             r#"{"boot-source": {"kernel_image_path": "k"}, "machine": {}}"#,
@@ -267,6 +323,7 @@ mod tests {
             r#"{"boot-source": {"kernel_image_path": "k"}, "machine-config": {"vcpu_count": 1, "mem_size_mib": 64, "ht": 1}}"#,
             r#"{"boot-source": {"kernel_image_path": "k"}, "serial": {"path": "x"}}"#,
             r#"{"boot-source": {"kernel_image_path": "k"}, "logger": {"path": "x"}}"#,
+            r#"{"boot-source": {"kernel_image_path": "k"}, "drives": [{"drive_id": "a", "path": "x"}]}"#,
             r#"{"boot-source": {"kernel_image_path": "k"}, "metrics": {"path": "x"}}"#,
         ] {
             let error = parse(json).unwrap_err().to_string();

@@ -108,13 +108,14 @@ struct Placed {
     size: u64,
 }
 
-/// Loads everything that `source` names into `memory`, with a memory map for a machine with `bus`, and returns where the
-/// guest begins.
+/// Loads everything that `source` names into `memory`, with `line` as the command line and a memory map for a machine with
+/// `bus`, and returns where the guest begins.
 ///
 /// # Errors
 /// [`KernelError`]; guest memory is then in no particular state.
 pub fn load(
     source: &BootSource,
+    line: &str,
     memory: &GuestMemory,
     huge_pages: HugePages,
     cache: &KernelCache,
@@ -129,7 +130,6 @@ pub fn load(
         Some(path) => Some(load_initrd(path, memory, placement, &kernel)?),
         None => None,
     };
-    let line = source.command_line();
     memory.write_slice(line.as_bytes(), GuestAddress(layout::COMMAND_LINE))?;
     memory.write_obj(0_u8, GuestAddress(layout::COMMAND_LINE + line.len() as u64))?;
     let map = memory::map(memory, bus);

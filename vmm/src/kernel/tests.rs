@@ -76,8 +76,15 @@ impl Case {
 
     fn load(&self) -> Result<Entry, KernelError> {
         let cache = KernelCache::new("/nonexistent");
-        let none = layout::DeviceBus::None;
-        load(&self.source, &self.memory, HugePages::None, &cache, none)
+        let (line, none) = (self.source.command_line(), layout::DeviceBus::None);
+        load(
+            &self.source,
+            line,
+            &self.memory,
+            HugePages::None,
+            &cache,
+            none,
+        )
     }
 
     fn bytes(&self, at: u64, count: usize) -> Vec<u8> {

@@ -77,7 +77,8 @@ impl<'a> MachineBuilder<'a> {
         let bus = self.device_bus(wanted.len())?;
         let cache = KernelCache::new(&self.host.kernel_cache);
         let source = &self.config.boot_source;
-        let entry = kernel::load(source, &memory, machine.huge_pages, &cache, bus)?;
+        let line = self.config.command_line();
+        let entry = kernel::load(source, &line, &memory, machine.huge_pages, &cache, bus)?;
         firmware::write(&memory, entry).map_err(BuildError::BootStructures)?;
         acpi::write(&memory, machine.vcpu_count, bus)?;
         self.timeline.mark(Phase::KernelLoaded);

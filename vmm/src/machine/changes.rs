@@ -1,6 +1,7 @@
 //! What a running machine has to change to be as another configuration says.
 
 use devices::virtio::Update;
+use devices::virtio::block::BlockUpdate;
 use devices::virtio::rate_limiter::{BucketConfig, RateLimiterConfig};
 use serde_json::Value;
 
@@ -35,6 +36,20 @@ pub fn changes(from: &VmConfig, to: &VmConfig) -> Changes {
         updates.push(("balloon".into(), Update::Balloon(wanted.wanted())));
         balloon.amount_mib = wanted.amount_mib;
         balloon.stats_polling_interval_s = wanted.stats_polling_interval_s;
+    }
+    for (index, drive) in reached.drives.iter_mut().enumerate() {
+        let wanted = to.drives.get(index);
+        let Some(wanted) = wanted.filter(|wanted| wanted.drive_id == drive.drive_id) else {
+            continue;
+        };
+        // Also where nothing differs: the file may have another size now.
+        let update = BlockUpdate {
+            path: wanted.path_on_host.clone(),
+            limits: whole(wanted.rate_limiter.as_ref()),
+        };
+        updates.push((format!("block_{}", drive.drive_id), Update::Block(update)));
+        drive.path_on_host.clone_from(&wanted.path_on_host);
+        drive.rate_limiter = wanted.rate_limiter;
     }
     let text = |config: &VmConfig| serde_json::to_value(config).unwrap_or_default();
     let mut refused = Vec::new();

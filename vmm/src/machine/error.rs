@@ -4,6 +4,7 @@ use std::io;
 
 use devices::bus::BusError;
 use devices::pci::SlotTaken;
+use devices::virtio::block::BlockError;
 
 use crate::acpi::AcpiError;
 use crate::config::ConfigError;
@@ -90,6 +91,14 @@ pub enum BuildError {
     /// Two PCI devices were given the same place, or there are too many.
     #[error("cannot put a device on the PCI bus")]
     Pci(#[from] SlotTaken),
+    /// A disk cannot be used.
+    #[error("drives[{index}].{}: {error}", .error.field())]
+    Drive {
+        /// Position in the configuration.
+        index: usize,
+        /// What is wrong; its text has the cause in it.
+        error: BlockError,
+    },
     /// The host is out of descriptors or memory.
     #[error("cannot make an event descriptor")]
     Event(#[source] io::Error),
@@ -103,7 +112,8 @@ impl BuildError {
             | Self::Kernel(_)
             | Self::BeyondHost { .. }
             | Self::TooMuchMemory { .. }
-            | Self::TooManyVcpus { .. } => exit::BAD_CONFIGURATION,
+            | Self::TooManyVcpus { .. }
+            | Self::Drive { .. } => exit::BAD_CONFIGURATION,
             _ => exit::HOST_ERROR,
         }
     }

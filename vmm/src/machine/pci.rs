@@ -39,7 +39,7 @@ pub fn attach(
     memory: &GuestMemory,
     buses: &Buses,
 ) -> Result<Vec<Attached>, BuildError> {
-    let arguments = config.boot_source.command_line();
+    let arguments = config.command_line();
     if arguments.split_whitespace().any(|word| word == "pci=off") {
         log::warn!(
             "boot-source.boot_args: has pci=off, so a Linux guest will not find its devices; remove it"

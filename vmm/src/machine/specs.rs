@@ -2,6 +2,7 @@
 
 use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::Balloon;
+use devices::virtio::block::Block;
 use devices::virtio::rng::Entropy;
 
 use super::error::BuildError;
@@ -26,6 +27,15 @@ pub const IO: &str = "io";
 /// [`BuildError`].
 pub fn make(config: &VmConfig) -> Result<Vec<Spec>, BuildError> {
     let mut specs = Vec::new();
+    for (index, drive) in config.drives_in_order() {
+        let options = drive.options(config.machine_config.vcpu_count);
+        let device = Block::new(options).map_err(|error| BuildError::Drive { index, error })?;
+        specs.push(Spec {
+            name: format!("block_{}", drive.drive_id),
+            device: Box::new(device),
+            thread: drive.io_thread.clone(),
+        });
+    }
     if let Some(entropy) = &config.entropy {
         let limits = entropy.rate_limiter.unwrap_or_default();
         specs.push(Spec {

@@ -1,0 +1,526 @@
+//! Requests of a block device (5.2.6), parsed and checked before anything is done.
+//!
+//! A request is a header of 16 bytes, data, and a status byte, which is the last byte that the device may write. The
+//! driver may cut the three into buffers as it likes (2.7.4.1). All numbers are little-endian; sectors have 512 bytes,
+//! whatever the block size (5.2.4).
+
+use vm_memory::GuestAddress;
+
+use super::super::{Broken, Buffer, Cursor, Memory, chain};
+
+/// Bytes in a sector.
+pub const SECTOR: u64 = 512;
+/// Bytes of an identification (`VIRTIO_BLK_ID_BYTES` in `linux/virtio_blk.h`).
+pub const ID_BYTES: usize = 20;
+/// Ranges that a discard or write-zeroes request may have.
+pub const MOST_RANGES: u32 = 16;
+/// Sectors that each of these ranges may have: 1 GiB, which bounds the time that it takes.
+pub const MOST_RANGE_SECTORS: u32 = 1 << 21;
+/// Bytes that a read or write may have: beyond what drivers make of 256 buffers, and a bound for the time that it takes.
+pub const MOST_BYTES: u64 = 1 << 30;
+
+/// `VIRTIO_BLK_T_*` (5.2.6).
+mod kind {
+    pub const IN: u32 = 0;
+    pub const OUT: u32 = 1;
+    pub const FLUSH: u32 = 4;
+    pub const GET_ID: u32 = 8;
+    pub const DISCARD: u32 = 11;
+    pub const WRITE_ZEROES: u32 = 13;
+}
+
+/// A write-zeroes range may be deallocated (`VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP`).
+const UNMAP: u32 = 1;
+/// Bytes of a request's header.
+const HEADER: usize = 16;
+/// Bytes of a `virtio_blk_discard_write_zeroes`.
+const RANGE: usize = 16;
+
+/// What a request ends with (5.2.6, `VIRTIO_BLK_S_*`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was done.
+    Ok,
+    /// It failed, or should not have been made.
+    IoError,
+    /// The device does nothing of that kind.
+    Unsupported,
+}
+
+impl Outcome {
+    /// The status byte.
+    pub fn byte(self) -> u8 {
+        match self {
+            Self::Ok => 0,
+            Self::IoError => 1,
+            Self::Unsupported => 2,
+        }
+    }
+}
+
+/// What the device lets its driver do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// Sectors that there are.
+    pub sectors: u64,
+    /// Nothing may be changed.
+    pub read_only: bool,
+    /// Whether there are flushes.
+    pub flush: bool,
+    /// Whether there are discards.
+    pub discard: bool,
+    /// Whether there are write-zeroes requests.
+    pub write_zeroes: bool,
+}
+
+/// A stretch of the disk to be cleared. It is not empty, and on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// First byte.
+    pub at: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Whether its space may be given back to the host.
+    pub unmap: bool,
+}
+
+/// What a request asks for. Stretches are on the disk.
+#[derive(Clone, Debug)]
+pub enum Request<'a> {
+    /// Read from byte `at` into `data`.
+    Read {
+        /// First byte.
+        at: u64,
+        /// Where to.
+        data: Cursor<'a>,
+    },
+    /// Write `data` to byte `at` and on.
+    Write {
+        /// First byte.
+        at: u64,
+        /// Where from.
+        data: Cursor<'a>,
+    },
+    /// What was written before is to be safe.
+    Flush,
+    /// Write the identification to `data`, as much as fits.
+    Identify {
+        /// Where to.
+        data: Cursor<'a>,
+    },
+    /// The ranges' contents are of no use any more.
+    Discard,
+    /// The ranges are to read as zeros.
+    WriteZeroes,
+    /// Nothing can be done, and this is the answer.
+    Refused(Outcome),
+}
+
+/// A request, and where its answer goes.
+#[derive(Clone, Debug)]
+pub struct Parsed<'a> {
+    /// What it asks for.
+    pub request: Request<'a>,
+    /// Address of the status byte.
+    pub status: GuestAddress,
+    /// Bytes that are written when it is answered (2.7.8), the status included.
+    pub written: u32,
+}
+
+/// Parses the chain of `buffers`. The ranges of a discard or write-zeroes request are put into `ranges`.
+///
+/// # Errors
+/// [`Broken`]: there is no room for a status, so there can be no answer.
+pub fn parse<'a>(
+    memory: &'a Memory,
+    buffers: &'a [Buffer],
+    limits: &Limits,
+    ranges: &mut Vec<Range>,
+) -> Result<Parsed<'a>, Broken> {
+    ranges.clear();
+    let last = buffers.iter().rev().find(|buffer| buffer.len > 0);
+    let Some(last) = last.filter(|last| last.writable) else {
+        return Err(Broken("a block request has no room for its status"));
+    };
+    // The buffer is in memory, so its addresses do not overflow.
+    let status = GuestAddress(last.address.0.wrapping_add(u64::from(last.len) - 1));
+    let (mut readable, mut writable) = chain::split(memory, buffers);
+    let written = writable.len().try_into().unwrap_or(u32::MAX);
+    let _ = writable.take_last(1);
+    let request = match header(&mut readable) {
+        Some((number, sector)) => {
+            let checked = check(number, sector, readable, writable, limits, ranges);
+            checked.unwrap_or_else(Request::Refused)
+        }
+        None => Request::Refused(Outcome::IoError),
+    };
+    Ok(Parsed {
+        request,
+        status,
+        written,
+    })
+}
+
+/// Type and first sector; `None` if the header is too short. The four bytes between them have no meaning any more.
+fn header(readable: &mut Cursor) -> Option<(u32, u64)> {
+    let mut bytes = [0; HEADER];
+    readable.read(&mut bytes).ok()?;
+    let [a, b, c, d, _, _, _, _, sector @ ..] = bytes;
+    Some((u32::from_le_bytes([a, b, c, d]), u64::from_le_bytes(sector)))
+}
+
+fn check<'a>(
+    number: u32,
+    sector: u64,
+    mut readable: Cursor<'a>,
+    writable: Cursor<'a>,
+    limits: &Limits,
+    ranges: &mut Vec<Range>,
+) -> Result<Request<'a>, Outcome> {
+    match number {
+        kind::IN => Ok(Request::Read {
+            at: place(sector, writable.len(), limits)?,
+            data: writable,
+        }),
+        kind::OUT if limits.read_only => Err(Outcome::IoError),
+        kind::OUT => Ok(Request::Write {
+            at: place(sector, readable.len(), limits)?,
+            data: readable,
+        }),
+        kind::FLUSH if limits.flush => Ok(Request::Flush),
+        kind::GET_ID => Ok(Request::Identify { data: writable }),
+        kind::DISCARD if limits.discard => {
+            read_ranges(&mut readable, 0, limits, ranges)?;
+            Ok(Request::Discard)
+        }
+        kind::WRITE_ZEROES if limits.write_zeroes => {
+            read_ranges(&mut readable, UNMAP, limits, ranges)?;
+            Ok(Request::WriteZeroes)
+        }
+        _ => Err(Outcome::Unsupported),
+    }
+}
+
+/// First byte of a stretch of whole sectors that is on the disk.
+fn place(sector: u64, len: u64, limits: &Limits) -> Result<u64, Outcome> {
+    let end = sector.checked_add(len / SECTOR).ok_or(Outcome::IoError)?;
+    if !len.is_multiple_of(SECTOR) || len > MOST_BYTES || end > limits.sectors {
+        return Err(Outcome::IoError);
+    }
+    sector.checked_mul(SECTOR).ok_or(Outcome::IoError)
+}
+
+/// Reads the ranges of a request, whose flags may be `flags` (5.2.6.2).
+fn read_ranges(
+    data: &mut Cursor,
+    flags: u32,
+    limits: &Limits,
+    ranges: &mut Vec<Range>,
+) -> Result<(), Outcome> {
+    let bytes = data.len();
+    let most = u64::from(MOST_RANGES) * RANGE as u64;
+    if bytes == 0 || !bytes.is_multiple_of(RANGE as u64) || bytes > most {
+        return Err(Outcome::IoError);
+    }
+    while !data.is_empty() {
+        let mut bytes = [0; RANGE];
+        data.read(&mut bytes).map_err(|_| Outcome::IoError)?;
+        let [a, b, c, d, e, f, g, h, i, j, k, l, has @ ..] = bytes;
+        let sector = u64::from_le_bytes([a, b, c, d, e, f, g, h]);
+        let count = u32::from_le_bytes([i, j, k, l]);
+        let has = u32::from_le_bytes(has);
+        if has & !flags != 0 {
+            return Err(Outcome::Unsupported);
+        }
+        let len = u64::from(count) * SECTOR;
+        let at = place(sector, len, limits)?;
+        if count > MOST_RANGE_SECTORS {
+            return Err(Outcome::IoError);
+        }
+        if count > 0 {
+            ranges.push(Range {
+                at,
+                len,
+                unmap: has & UNMAP != 0,
+            });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use vm_memory::Bytes;
+
+    use super::super::super::testing::memory;
+    use super::*;
+
+    const DATA: u64 = 0x8000;
+
+    const LIMITS: Limits = Limits {
+        sectors: 100,
+        read_only: false,
+        flush: true,
+        discard: true,
+        write_zeroes: true,
+    };
+
+    /// The header's bytes, then `more`, then `room` writable bytes, all of it cut at `cuts`.
+    fn chain(memory: &Memory, readable: &[u8], room: u32, cuts: &[u32]) -> Vec<Buffer> {
+        memory.write_slice(readable, GuestAddress(DATA)).unwrap();
+        let mut buffers = Vec::new();
+        let mut push = |start: u64, len: u32, writable| {
+            let mut done = 0;
+            for cut in cuts.iter().copied().chain([u32::MAX]) {
+                let len = cut.min(len - done);
+                buffers.push(Buffer {
+                    address: GuestAddress(start + u64::from(done)),
+                    len,
+                    writable,
+                });
+                done += len;
+            }
+        };
+        push(DATA, readable.len() as u32, false);
+        push(0x1_0000, room, true);
+        buffers
+    }
+
+    fn bytes(kind: u32, sector: u64, data: &[u8]) -> Vec<u8> {
+        let mut bytes = kind.to_le_bytes().to_vec();
+        bytes.extend([0xff; 4]);
+        bytes.extend(sector.to_le_bytes());
+        bytes.extend(data);
+        bytes
+    }
+
+    fn ranges(list: &[(u64, u32, u32)]) -> Vec<u8> {
+        let each = |(sector, count, flags): &(u64, u32, u32)| {
+            let mut bytes = sector.to_le_bytes().to_vec();
+            bytes.extend(count.to_le_bytes());
+            bytes.extend(flags.to_le_bytes());
+            bytes
+        };
+        list.iter().flat_map(each).collect()
+    }
+
+    /// What comes out in short: type, first byte and length, or the refusal.
+    fn outcome(readable: &[u8], room: u32, limits: &Limits) -> Result<(u8, u64, u64), Outcome> {
+        let memory = memory();
+        let buffers = chain(&memory, readable, room, &[3, 20]);
+        let mut ranges = Vec::new();
+        let parsed = parse(&memory, &buffers, limits, &mut ranges).unwrap();
+        assert_eq!(parsed.status, GuestAddress(0x1_0000 + u64::from(room) - 1));
+        assert_eq!(parsed.written, room);
+        match parsed.request {
+            Request::Read { at, data } => Ok((0, at, data.len())),
+            Request::Write { at, data } => Ok((1, at, data.len())),
+            Request::Flush => Ok((4, 0, 0)),
+            Request::Identify { data } => Ok((8, 0, data.len())),
+            Request::Discard => Ok((11, ranges[0].at, ranges[0].len)),
+            Request::WriteZeroes => Ok((13, ranges[0].at, ranges.len() as u64)),
+            Request::Refused(outcome) => Err(outcome),
+        }
+    }
+
+    #[test]
+    fn legal_requests() {
+        let read = outcome(&bytes(0, 98, &[]), 1025, &LIMITS);
+        assert_eq!(read, Ok((0, 98 * 512, 1024)));
+        let write = outcome(&bytes(1, 99, &[7; 512]), 1, &LIMITS);
+        assert_eq!(write, Ok((1, 99 * 512, 512)));
+        assert_eq!(outcome(&bytes(4, 0, &[]), 1, &LIMITS), Ok((4, 0, 0)));
+        assert_eq!(outcome(&bytes(8, 0, &[]), 21, &LIMITS), Ok((8, 0, 20)));
+        assert_eq!(outcome(&bytes(0, 100, &[]), 1, &LIMITS), Ok((0, 51_200, 0)));
+        let one = bytes(11, 0, &ranges(&[(10, 90, 0)]));
+        assert_eq!(outcome(&one, 1, &LIMITS), Ok((11, 5120, 46_080)));
+        let several = bytes(13, 0, &ranges(&[(1, 1, 1), (2, 0, 0), (3, 97, 0)]));
+        assert_eq!(outcome(&several, 1, &LIMITS), Ok((13, 512, 2)));
+    }
+
+    #[test]
+    fn illegal_requests() {
+        use Outcome::{IoError, Unsupported};
+        let read_only = Limits {
+            read_only: true,
+            discard: false,
+            write_zeroes: false,
+            ..LIMITS
+        };
+        let bare = Limits {
+            sectors: 100,
+            ..Limits::default()
+        };
+        let whole = Limits {
+            sectors: u64::MAX,
+            ..LIMITS
+        };
+        let many = vec![(0, 1, 0); MOST_RANGES as usize + 1];
+        for (what, readable, room, limits, expected) in [
+            ("header too short", vec![0; 15], 513, &LIMITS, IoError),
+            ("no header", vec![], 513, &LIMITS, IoError),
+            ("beyond the end", bytes(0, 99, &[]), 1025, &LIMITS, IoError),
+            ("behind the end", bytes(0, 101, &[]), 1, &LIMITS, IoError),
+            ("last sector", bytes(0, u64::MAX, &[]), 513, &whole, IoError),
+            (
+                "offset overflow",
+                bytes(0, u64::MAX / 512 + 1, &[]),
+                513,
+                &whole,
+                IoError,
+            ),
+            ("odd length", bytes(0, 0, &[]), 512, &LIMITS, IoError),
+            ("odd write", bytes(1, 0, &[0; 511]), 1, &LIMITS, IoError),
+            (
+                "write, read-only",
+                bytes(1, 0, &[0; 512]),
+                1,
+                &read_only,
+                IoError,
+            ),
+            (
+                "discard, read-only",
+                bytes(11, 0, &ranges(&[(0, 1, 0)])),
+                1,
+                &read_only,
+                Unsupported,
+            ),
+            ("unknown type", bytes(2, 0, &[]), 1, &LIMITS, Unsupported),
+            (
+                "unknown type",
+                bytes(u32::MAX, 0, &[]),
+                1,
+                &LIMITS,
+                Unsupported,
+            ),
+            (
+                "flush, not offered",
+                bytes(4, 0, &[]),
+                1,
+                &bare,
+                Unsupported,
+            ),
+            (
+                "discard, not offered",
+                bytes(11, 0, &ranges(&[(0, 1, 0)])),
+                1,
+                &bare,
+                Unsupported,
+            ),
+            (
+                "zeroes, not offered",
+                bytes(13, 0, &ranges(&[(0, 1, 0)])),
+                1,
+                &bare,
+                Unsupported,
+            ),
+            ("no range", bytes(11, 0, &[]), 1, &LIMITS, IoError),
+            ("half a range", bytes(11, 0, &[0; 24]), 1, &LIMITS, IoError),
+            (
+                "too many ranges",
+                bytes(11, 0, &ranges(&many)),
+                1,
+                &LIMITS,
+                IoError,
+            ),
+            (
+                "discard that unmaps",
+                bytes(11, 0, &ranges(&[(0, 1, 1)])),
+                1,
+                &LIMITS,
+                Unsupported,
+            ),
+            (
+                "reserved flag",
+                bytes(13, 0, &ranges(&[(0, 1, 2)])),
+                1,
+                &LIMITS,
+                Unsupported,
+            ),
+            (
+                "range beyond",
+                bytes(11, 0, &ranges(&[(99, 2, 0)])),
+                1,
+                &LIMITS,
+                IoError,
+            ),
+            (
+                "second beyond",
+                bytes(13, 0, &ranges(&[(0, 1, 0), (u64::MAX, 1, 0)])),
+                1,
+                &LIMITS,
+                IoError,
+            ),
+            (
+                "long range",
+                bytes(13, 0, &ranges(&[(0, MOST_RANGE_SECTORS + 1, 0)])),
+                1,
+                &whole,
+                IoError,
+            ),
+        ] {
+            assert_eq!(outcome(&readable, room, limits), Err(expected), "{what}");
+        }
+    }
+
+    #[test]
+    fn without_room_for_a_status_there_is_no_answer() {
+        let memory = memory();
+        for room in [None, Some(0)] {
+            let mut buffers = chain(&memory, &bytes(0, 0, &[]), 0, &[]);
+            buffers.retain(|buffer| !buffer.writable || room.is_some());
+            assert!(parse(&memory, &buffers, &LIMITS, &mut Vec::new()).is_err());
+        }
+        assert!(parse(&memory, &[], &LIMITS, &mut Vec::new()).is_err());
+        // Gigabytes that are not there are no more than a length.
+        let huge = Buffer {
+            address: GuestAddress(0),
+            len: u32::MAX,
+            writable: true,
+        };
+        let mut buffers = chain(&memory, &bytes(0, 0, &[]), 0, &[]);
+        buffers.extend([huge; 8]);
+        let parsed = parse(&memory, &buffers, &LIMITS, &mut Vec::new()).unwrap();
+        assert!(matches!(parsed.request, Request::Refused(Outcome::IoError)));
+        assert_eq!(parsed.written, u32::MAX);
+    }
+
+    proptest! {
+        /// Whatever the bytes and the cuts are, what is let through is on the disk.
+        #[test]
+        fn nothing_beyond_the_disk_is_let_through(
+            kind in prop_oneof![0_u32..16, any::<u32>()],
+            sector in prop_oneof![0_u64..120, any::<u64>()],
+            data in prop::collection::vec(any::<u8>(), 0..80),
+            sectors in prop_oneof![0_u64..200, any::<u64>()],
+            room in 1_u32..5000,
+            cuts in prop::collection::vec(0_u32..40, 0..5),
+            flags in any::<[bool; 4]>(),
+        ) {
+            let memory = memory();
+            let [read_only, flush, discard, write_zeroes] = flags;
+            let limits = Limits { sectors, read_only, flush, discard, write_zeroes };
+            let buffers = chain(&memory, &bytes(kind, sector, &data), room, &cuts);
+            let mut ranges = Vec::new();
+            let parsed = parse(&memory, &buffers, &limits, &mut ranges).unwrap();
+            let end = u128::from(sectors) * 512;
+            let inside = |at: u64, len: u64| u128::from(at) + u128::from(len) <= end;
+            match parsed.request {
+                Request::Read { at, data } => prop_assert!(inside(at, data.len())),
+                Request::Write { at, data } => {
+                    prop_assert!(inside(at, data.len()));
+                    prop_assert!(!read_only);
+                }
+                Request::Discard | Request::WriteZeroes => {
+                    prop_assert!(ranges.len() <= MOST_RANGES as usize);
+                    for range in ranges {
+                        prop_assert!(inside(range.at, range.len) && range.len > 0);
+                    }
+                }
+                Request::Flush => prop_assert!(flush),
+                Request::Identify { .. } | Request::Refused(_) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! Disks: a stock kernel writes, reads, discards and flushes, and what it wrote is in the image.
+
+use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tests::guest_shell::GuestShell;
+use tests::vm::VmBuilder;
+
+use crate::kernels::{Kernel, commands};
+
+const MIB: u64 = 1 << 20;
+
+/// A sparse file in the VM's directory.
+fn disk(builder: &VmBuilder, name: &str, bytes: u64) -> PathBuf {
+    let path = builder.path(name);
+    File::create(&path).unwrap().set_len(bytes).unwrap();
+    path
+}
+
+/// A drive with flushes.
+fn drive(id: &str, path: &Path) -> Value {
+    json!({"drive_id": id, "path_on_host": path, "is_root_device": false, "cache_type": "Writeback"})
+}
+
+/// A guest with one disk of so many MiB, `/dev/vda`.
+fn guest(mib: u64, change: impl FnOnce(&mut Value)) -> (GuestShell, PathBuf) {
+    let mut builder = commands(Kernel::CLOUD_6_12);
+    let path = disk(&builder, "disk", mib * MIB);
+    let mut one = drive("disk", &path);
+    change(&mut one);
+    builder.config["drives"] = json!([one]);
+    (GuestShell::boot(builder), path)
+}
+
+/// Bytes of the file that take space.
+fn allocated(path: &Path) -> u64 {
+    fs::metadata(path).unwrap().blocks() * 512
+}
+
+const FIO: &str = "fio --name=x --filename=/dev/vda --direct=1 --ioengine=libaio --verify=crc32c --verify_fatal=1 \
+    --output-format=terse";
+
+/// Each engine carries fio's mix of sizes and depths, verified, on the kernel's own driver.
+#[test]
+fn fio_finds_what_it_wrote() {
+    for (engine, kernel) in [
+        ("Async", Kernel::CLOUD_6_12),
+        ("Sync", Kernel::GENERIC_6_12),
+    ] {
+        let mut builder = commands(kernel).vcpus(2);
+        let path = disk(&builder, "disk", 64 * MIB);
+        let mut one = drive("disk", &path);
+        one["io_engine"] = json!(engine);
+        builder.config["drives"] = json!([one]);
+        let mut shell = GuestShell::boot(builder);
+        assert_eq!(
+            shell.ok("echo $(ls /sys/block/vda/mq)"),
+            "0 1",
+            "a queue for each vCPU"
+        );
+        let limit = Duration::from_secs(600);
+        shell.ok_at_most(
+            limit,
+            &format!("{FIO} --rw=randwrite --bs=4k --iodepth=32 --size=16m --fsync=64"),
+        );
+        shell.ok_at_most(
+            limit,
+            &format!("{FIO} --rw=randrw --bsrange=512-128k --iodepth=8 --size=24m --numjobs=2 --offset_increment=24m"),
+        );
+        shell.power_off();
+    }
+}
+
+/// A file system is made, filled by pages and by trims, and found whole; so it is in the image.
+#[test]
+fn a_file_system_is_whole() {
+    let (mut shell, path) = guest(96, |_| ());
+    shell.ok("mkfs.ext4 -q /dev/vda && mkdir -p /mnt && mount -o discard /dev/vda /mnt");
+    shell.ok("for i in 1 2 3 4; do head -c 8000000 /dev/urandom >/mnt/$i; done; rm /mnt/2; cp /mnt/1 /mnt/5");
+    let sums = shell.ok("cd /mnt && sync && md5sum 1 3 4 5");
+    shell.ok("umount /mnt && e2fsck -f -n /dev/vda");
+    shell.ok("mount -o ro /dev/vda /mnt");
+    assert_eq!(shell.ok("cd /mnt && md5sum 1 3 4 5"), sums);
+    shell.ok("umount /mnt");
+    let ended = shell.power_off();
+    let mut magic = [0; 2];
+    let mut file = File::open(&path).unwrap();
+    file.seek(SeekFrom::Start(1024 + 0x38)).unwrap();
+    file.read_exact(&mut magic).unwrap();
+    assert_eq!(magic, [0x53, 0xef], "ext4's magic number");
+    drop(ended);
+}
+
+#[test]
+fn discards_give_space_back_and_zeroes_are_zeros() {
+    let (mut shell, path) = guest(64, |_| ());
+    shell.ok("dd if=/dev/urandom of=/dev/vda bs=1M count=64 oflag=direct");
+    assert_eq!(allocated(&path), 64 * MIB);
+    shell.ok("blkdiscard -o 1M -l 31M /dev/vda");
+    assert_eq!(allocated(&path), 33 * MIB);
+    shell.ok("blkdiscard -z -o 40M -l 8M /dev/vda && sync");
+    let zeros = "echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/vda bs=1M skip=40 count=8 2>/dev/null | tr -d '\\000' | wc -c";
+    assert_eq!(shell.ok(zeros), "0");
+    shell.ok("blkdiscard /dev/vda");
+    assert_eq!(allocated(&path), 0);
+    shell.power_off();
+}
+
+/// What was synced is in the image when the process is killed.
+#[test]
+fn what_was_synced_survives_a_kill() {
+    let (mut shell, path) = guest(32, |_| ());
+    shell.ok("mkfs.ext4 -q /dev/vda && mkdir -p /mnt && mount /dev/vda /mnt");
+    let sum = shell.ok("head -c 5000000 /dev/urandom >/mnt/file && sync && md5sum </mnt/file");
+    // More is on its way when it ends.
+    let _ = shell.send("head -c 20000000 /dev/urandom >/mnt/other; sync");
+    let vm = shell.into_vm();
+    vm.signal(libc::SIGKILL);
+    let ended = vm.wait();
+    assert_eq!(ended.code, 1000 + libc::SIGKILL);
+    let mut builder = commands(Kernel::CLOUD_6_12);
+    builder.config["drives"] = json!([drive("again", &path)]);
+    let mut shell = GuestShell::boot(builder);
+    shell.ok("mkdir -p /mnt && mount /dev/vda /mnt");
+    assert_eq!(shell.ok("md5sum </mnt/file"), sum);
+    shell.ok("umount /mnt && e2fsck -f -n /dev/vda");
+    shell.power_off();
+    drop(ended);
+}
+
+/// Two disks, told apart by serial number; one of them read-only; the root device is the first.
+#[test]
+fn two_disks_one_read_only() {
+    let mut builder = commands(Kernel::CLOUD_6_12);
+    let (data, tools) = (
+        disk(&builder, "data", 8 * MIB),
+        disk(&builder, "tools", 4 * MIB + 100),
+    );
+    fs::write(&tools, vec![b'x'; 4 * MIB as usize + 100]).unwrap();
+    let mut read_only = drive("tools_of_a_very_long_name", &tools);
+    read_only["is_read_only"] = json!(true);
+    read_only["is_root_device"] = json!(true);
+    builder.config["drives"] = json!([drive("data_1", &data), read_only]);
+    let mut shell = GuestShell::boot(builder);
+    assert_eq!(
+        shell.ok("cat /sys/block/vda/serial"),
+        "tools_of_a_very_long"
+    );
+    assert_eq!(shell.ok("cat /sys/block/vdb/serial"), "data_1");
+    assert_eq!(shell.ok("cat /sys/block/vda/ro /sys/block/vdb/ro"), "1\n0");
+    assert_eq!(
+        shell.ok("blockdev --getsize64 /dev/vda"),
+        (4 * MIB).to_string()
+    );
+    let line = shell.ok("cat /proc/cmdline");
+    assert!(line.ends_with(" root=/dev/vda ro"), "{line}");
+    assert_ne!(
+        shell
+            .run("dd if=/dev/zero of=/dev/vda bs=512 count=1")
+            .status,
+        0
+    );
+    shell.ok("dd if=/dev/zero of=/dev/vdb bs=512 count=1 oflag=direct");
+    assert_eq!(shell.ok("tr -d x </dev/vda | wc -c"), "0");
+    shell.power_off();
+}
+
+/// A second VM on a disk that may be written does not start; two that only read do.
+#[test]
+fn a_writable_disk_has_one_user() {
+    let (shell, path) = guest(8, |_| ());
+    for read_only in [false, true] {
+        let mut builder = commands(Kernel::CLOUD_6_12);
+        let mut one = drive("disk", &path);
+        one["is_read_only"] = json!(read_only);
+        builder.config["drives"] = json!([one]);
+        let ended = builder.run();
+        let line = ended.one_line();
+        assert!(
+            line.contains("drives[0].path_on_host") && line.contains("in use"),
+            "{line}"
+        );
+        assert_eq!(ended.code, 152);
+    }
+    shell.power_off();
+}
+
+/// The guest sees a disk that grew, and one that shrank.
+#[test]
+fn a_disk_changes_its_size() {
+    let (mut shell, path) = guest(16, |_| ());
+    let sectors = |shell: &mut GuestShell, expected: u64| {
+        shell.vm().signal(libc::SIGUSR1);
+        let wait = format!("until [ $(cat /sys/block/vda/size) = {expected} ]; do sleep 0.1; done");
+        shell.ok(&wait);
+    };
+    shell.ok("mkfs.ext4 -q /dev/vda && mkdir -p /mnt && mount /dev/vda /mnt");
+    File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(48 * MIB)
+        .unwrap();
+    sectors(&mut shell, 48 * 2048);
+    shell.ok("resize2fs /dev/vda && head -c 25000000 /dev/urandom >/mnt/big && sync");
+    shell.ok("umount /mnt && e2fsck -f -n /dev/vda");
+    File::options()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(10 * MIB)
+        .unwrap();
+    sectors(&mut shell, 10 * 2048);
+    assert_eq!(
+        shell.ok("dd if=/dev/vda bs=1M iflag=direct 2>/dev/null | wc -c"),
+        (10 * MIB).to_string()
+    );
+    shell.power_off();
+}
