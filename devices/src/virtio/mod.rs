@@ -12,6 +12,7 @@
 //! | [`pci`]       | the PCI transport (4.1)                                                   |
 //! | [`mmio`]      | the MMIO transport (4.2)                                                  |
 //! | [`block`]     | block device (5.2)                                                        |
+//! | [`net`]       | network device (5.1)                                                      |
 //! | [`rng`]       | entropy device (5.4)                                                      |
 //!
 //! A [`VirtioDevice`] does not know its transport: it gets [`Ring`]s and an [`Interrupt`] when the driver is ready, and
@@ -26,6 +27,7 @@ pub mod chain;
 mod front;
 pub mod mmio;
 mod negotiation;
+pub mod net;
 pub mod pci;
 pub mod rate_limiter;
 mod ring;
@@ -234,6 +236,13 @@ pub enum Update {
     Balloon(balloon::Wanted),
     /// Of a [`block::Block`].
     Block(block::BlockUpdate),
+    /// Other limits for a [`net::Net`], in the same way.
+    Net {
+        /// Of what the guest receives.
+        rx: RateLimiterConfig,
+        /// Of what the guest sends.
+        tx: RateLimiterConfig,
+    },
 }
 
 /// Why a device was not changed.
@@ -256,6 +265,8 @@ pub enum DeviceState {
     Balloon(balloon::BalloonState),
     /// Of a [`block::Block`].
     Block(block::BlockState),
+    /// Of a [`net::Net`].
+    Net(net::NetState),
 }
 
 #[cfg(test)]

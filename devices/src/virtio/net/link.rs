@@ -1,0 +1,179 @@
+//! The host's end of a device, and which of its descriptors the device waits for.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use super::passt::Passt;
+use super::tap::Tap;
+
+/// The host's end.
+#[derive(Debug)]
+pub enum Link {
+    /// A tap, with a queue for each pair.
+    Tap(Tap),
+    /// A connection to passt: one pair.
+    Passt(Passt),
+}
+
+/// A host's end that cannot be had, and what to do about it.
+#[derive(Debug, thiserror::Error)]
+#[error("{problem}: {error}; {remedy}")]
+pub struct OpenError {
+    /// What could not be done to what.
+    pub problem: String,
+    /// What the kernel says.
+    pub error: io::Error,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl Link {
+    /// The descriptor of a pair of queues.
+    pub fn fd(&self, pair: usize) -> Option<RawFd> {
+        match self {
+            Self::Tap(tap) => tap.fd(pair),
+            Self::Passt(passt) => passt.fd().filter(|_| pair == 0),
+        }
+    }
+
+    /// Whether an error in receiving or sending means that nothing more comes of it.
+    pub fn is_lost_by(&self, error: &io::Error) -> bool {
+        match self {
+            // The tap is deleted. All else (`EIO`: it is down) can get better.
+            Self::Tap(_) => error.raw_os_error() == Some(libc::EBADFD),
+            // A stream that was broken in one place cannot be followed any more.
+            Self::Passt(_) => true,
+        }
+    }
+
+    /// Whether part of a frame is still to be sent.
+    pub fn has_unsent(&self) -> bool {
+        matches!(self, Self::Passt(passt) if passt.has_unsent())
+    }
+
+    /// Sends it.
+    ///
+    /// # Errors
+    /// `WouldBlock`: not all of it now. All others: the link is lost.
+    pub fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Tap(_) => Ok(()),
+            Self::Passt(passt) => passt.flush(),
+        }
+    }
+
+    /// Leaves what is lost.
+    pub fn close(&mut self) {
+        if let Self::Passt(passt) = self {
+            passt.disconnect();
+        }
+    }
+
+    /// Whether a lost link can come back.
+    pub fn can_return(&self) -> bool {
+        matches!(self, Self::Passt(_))
+    }
+
+    /// Tries to get a lost link back.
+    ///
+    /// # Errors
+    /// Not now, or never.
+    pub fn restore(&mut self) -> io::Result<()> {
+        match self {
+            Self::Tap(_) => Err(io::ErrorKind::Unsupported.into()),
+            Self::Passt(passt) => passt.connect(),
+        }
+    }
+
+    /// Features that it makes possible.
+    pub fn features(&self) -> u64 {
+        match self {
+            Self::Tap(tap) => tap.features(),
+            Self::Passt(_) => 0,
+        }
+    }
+}
+
+/// What is waited for at one descriptor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Wish {
+    /// Frames to receive.
+    pub frames: bool,
+    /// Room to send.
+    pub room: bool,
+}
+
+/// Waits for the descriptors of all pairs. Level-triggered, so nothing is waited for that could not be dealt with.
+pub struct Waiting {
+    epoll: Epoll,
+    /// For each pair the descriptor that is waited for, and for what.
+    wishes: Vec<Option<(RawFd, Wish)>>,
+}
+
+impl Waiting {
+    /// Of nothing so far, for so many pairs.
+    ///
+    /// # Errors
+    /// The host is out of descriptors.
+    pub fn new(pairs: u16) -> io::Result<Self> {
+        Ok(Self {
+            epoll: Epoll::new()?,
+            wishes: vec![None; pairs.into()],
+        })
+    }
+
+    /// Readable when something that is waited for has come.
+    pub fn event(&self) -> BorrowedFd<'_> {
+        // SAFETY: the epoll is open for as long as `self` is borrowed.
+        unsafe { BorrowedFd::borrow_raw(self.epoll.as_raw_fd()) }
+    }
+
+    /// Waits for `wish` at a pair's descriptor from now on. A closed descriptor counts as none.
+    ///
+    /// # Errors
+    /// Of the kernel.
+    pub fn want(&mut self, pair: usize, fd: Option<RawFd>, wish: Wish) -> io::Result<()> {
+        let Some(slot) = self.wishes.get_mut(pair) else {
+            return Ok(());
+        };
+        let wanted = fd.filter(|_| wish != Wish::default()).map(|fd| (fd, wish));
+        if *slot == wanted {
+            return Ok(());
+        }
+        let before = std::mem::replace(slot, wanted);
+        let Some((fd, wish)) = wanted else {
+            return match before.filter(|(old, _)| Some(*old) == fd) {
+                Some((old, _)) => {
+                    let nothing = EpollEvent::default();
+                    self.epoll.ctl(ControlOperation::Delete, old, nothing)
+                }
+                // Closing it has taken it out.
+                None => Ok(()),
+            };
+        };
+        let mut events = EventSet::empty();
+        events.set(EventSet::IN, wish.frames);
+        events.set(EventSet::OUT, wish.room);
+        let operation = match before {
+            Some((old, _)) if old == fd => ControlOperation::Modify,
+            _ => ControlOperation::Add,
+        };
+        let event = EpollEvent::new(events, pair as u64);
+        self.epoll.ctl(operation, fd, event)
+    }
+
+    /// The pairs for which something has come, without waiting.
+    pub fn ready(&self, into: &mut Vec<usize>) {
+        let mut events = [EpollEvent::default(); 16];
+        into.clear();
+        // Two pairs at most: looking at both is cheaper than asking.
+        if self.wishes.len() <= 2 {
+            return into.extend(0..self.wishes.len());
+        }
+        let count = self.epoll.wait(0, &mut events).unwrap_or(0);
+        let ready = events.iter().take(count);
+        into.extend(ready.map(|event| event.data() as usize));
+    }
+}
