@@ -10,6 +10,7 @@
 //! | `lifecycle` | reboot, panic, power button, console                                             |
 //! | `messages`  | the kernels find nothing wrong with the machine                                  |
 //! | `transports` | virtio devices over PCI and over MMIO, found and driven by the kernels' own drivers |
+//! | `net`       | network devices: taps, passt, queues, offloads, links that are lost                |
 //! | `lost`      | a vCPU that cannot go on                                                         |
 
 // Test code throughout: what is broken ends in a panic that says so.
@@ -25,4 +26,5 @@ mod kernels;
 mod lifecycle;
 mod lost;
 mod messages;
+mod net;
 mod transports;

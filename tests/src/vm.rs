@@ -28,6 +28,8 @@ pub struct VmBuilder {
     stdout: Option<Stdio>,
     before_exec: Option<fn()>,
     document: Option<Vec<u8>>,
+    /// User and group that it runs as.
+    user: Option<(u32, u32)>,
 }
 
 impl VmBuilder {
@@ -45,6 +47,7 @@ impl VmBuilder {
             stdout: None,
             before_exec: None,
             document: None,
+            user: None,
         }
     }
 
@@ -130,6 +133,28 @@ impl VmBuilder {
         self
     }
 
+    /// Runs it as an ordinary user, who is given what it needs to read: program, kernel and initrd as copies, and the VM's own
+    /// directory. To be called when these are chosen.
+    ///
+    /// # Panics
+    /// Something cannot be copied, or this process may not be another user.
+    #[must_use]
+    pub fn as_user(mut self, user: u32, group: u32) -> Self {
+        let dir = self.dir.path().to_owned();
+        std::os::unix::fs::chown(&dir, Some(user), Some(group)).expect("this runs as root");
+        for (field, name) in [("kernel_image_path", "kernel"), ("initrd_path", "initrd")] {
+            let value = &mut self.config["boot-source"][field];
+            let Some(path) = value.as_str() else {
+                continue;
+            };
+            fs::copy(path, dir.join(name)).expect("there is room for a copy");
+            *value = json!(dir.join(name));
+        }
+        fs::copy(program::tandem_vmm(), dir.join("tandem-vmm")).expect("there is room for a copy");
+        self.user = Some((user, group));
+        self
+    }
+
     /// Standard output; without this it is collected.
     #[must_use]
     pub fn stdout(mut self, stdout: impl Into<Stdio>) -> Self {
@@ -152,7 +177,14 @@ impl VmBuilder {
             .clone()
             .unwrap_or_else(|| self.config.to_string().into_bytes());
         fs::write(&config, document).expect("the configuration can be written");
-        let mut command = Command::new(program::tandem_vmm());
+        let program = match self.user {
+            Some(_) => self.path("tandem-vmm"),
+            None => program::tandem_vmm().to_owned(),
+        };
+        let mut command = Command::new(program);
+        if let Some((user, group)) = self.user {
+            command.uid(user).gid(group);
+        }
         command
             .args([
                 OsStr::new("--no-api"),

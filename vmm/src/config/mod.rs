@@ -9,6 +9,7 @@ mod boot_source;
 mod drives;
 mod entropy;
 mod machine_config;
+mod network_interfaces;
 mod output;
 mod unsupported;
 
@@ -21,6 +22,7 @@ pub use entropy::EntropyConfig;
 pub use machine_config::{
     CpuTemplate, HugePages, MAX_VCPUS, MIN_MEMORY_MIB, MachineConfig, Transport,
 };
+pub use network_interfaces::{MacAddress, NetBackend, NetworkInterface};
 pub use output::{Level, LoggerConfig, MetricsConfig, SerialConfig};
 use unsupported::{Unsupported, absent};
 
@@ -53,6 +55,14 @@ pub struct VmConfig {
     /// A memory balloon.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balloon: Option<BalloonConfig>,
+    /// Network devices.
+    #[serde(
+        rename = "network-interfaces",
+        default,
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub network_interfaces: Vec<NetworkInterface>,
 
     /// Disks.
     #[serde(
@@ -63,8 +73,6 @@ pub struct VmConfig {
     pub drives: Vec<DriveConfig>,
 
     // Sections of Firecracker's that need a device or an ability which is not there yet. Empty ones pass.
-    #[serde(rename = "network-interfaces", default, skip_serializing_if = "absent")]
-    network_interfaces: Unsupported,
     #[serde(default, skip_serializing_if = "absent")]
     vsock: Unsupported,
     #[serde(default, skip_serializing_if = "absent")]
@@ -124,7 +132,7 @@ impl VmConfig {
             entropy: None,
             balloon: None,
             drives: Vec::new(),
-            network_interfaces: Unsupported,
+            network_interfaces: Vec::new(),
             vsock: Unsupported,
             pmem: Unsupported,
             memory_hotplug: Unsupported,
@@ -141,6 +149,7 @@ impl VmConfig {
             balloon.validate(&self.machine_config)?;
         }
         drives::validate(&self.drives, self.machine_config.vcpu_count)?;
+        network_interfaces::validate(&self.network_interfaces, self.machine_config.vcpu_count)?;
         boot_source::check_length(&self.command_line())
     }
 
@@ -228,13 +237,9 @@ mod tests {
 
     #[test]
     fn what_this_version_cannot_do_is_refused_by_name() {
-        for section in ["network-interfaces", "pmem"] {
-            let json = format!(
-                r#"{{"boot-source": {{"kernel_image_path": "k"}}, "{section}": [{{"a": 1}}]}}"#
-            );
-            let error = parse(&json).unwrap_err().to_string();
-            assert!(error.contains("does not have yet"), "{error}");
-        }
+        let json = r#"{"boot-source": {"kernel_image_path": "k"}, "pmem": [{"a": 1}]}"#;
+        let error = parse(json).unwrap_err().to_string();
+        assert!(error.contains("does not have yet"), "{error}");
         for section in ["vsock", "cpu-config"] {
             for value in ["{}", "\"x\"", "1", "true"] {
                 let json = format!(

@@ -5,7 +5,8 @@ use devices::virtio::block::BlockUpdate;
 use devices::virtio::rate_limiter::{BucketConfig, RateLimiterConfig};
 use serde_json::Value;
 
-use crate::config::VmConfig;
+use super::specs::net_name;
+use crate::config::{NetworkInterface, VmConfig};
 
 /// The difference between two configurations of a machine that runs.
 #[derive(Debug, PartialEq, Eq)]
@@ -50,6 +51,22 @@ pub fn changes(from: &VmConfig, to: &VmConfig) -> Changes {
         updates.push((format!("block_{}", drive.drive_id), Update::Block(update)));
         drive.path_on_host.clone_from(&wanted.path_on_host);
         drive.rate_limiter = wanted.rate_limiter;
+    }
+    for (interface, wanted) in reached
+        .network_interfaces
+        .iter_mut()
+        .zip(&to.network_interfaces)
+    {
+        let limits = |of: &NetworkInterface| (of.rx_rate_limiter, of.tx_rate_limiter);
+        if interface.iface_id == wanted.iface_id && limits(interface) != limits(wanted) {
+            let (rx, tx) = limits(wanted);
+            let update = Update::Net {
+                rx: whole(rx.as_ref()),
+                tx: whole(tx.as_ref()),
+            };
+            updates.push((net_name(interface), update));
+            (interface.rx_rate_limiter, interface.tx_rate_limiter) = (rx, tx);
+        }
     }
     let text = |config: &VmConfig| serde_json::to_value(config).unwrap_or_default();
     let mut refused = Vec::new();
@@ -161,6 +178,26 @@ mod tests {
         assert_eq!(found.refused, ["balloon.free_page_reporting"]);
         assert_eq!(found.reached.balloon.map(|b| b.amount_mib), Some(5));
         assert!(changes(&found.reached, &to).updates.is_empty());
+    }
+
+    #[test]
+    fn an_interface_gets_other_limits() {
+        let mut from = config(None);
+        from.network_interfaces = vec![NetworkInterface::new("eth0", "tap0")];
+        let mut to = from.clone();
+        let limits = config(Some(7)).entropy.unwrap().rate_limiter;
+        to.network_interfaces[0].rx_rate_limiter = limits;
+        let found = changes(&from, &to);
+        let [(name, Update::Net { rx, tx })] = found.updates.as_slice() else {
+            panic!("{found:?}");
+        };
+        assert_eq!(name, "net_eth0");
+        assert_eq!(rx.ops.map(|bucket| bucket.size), Some(7));
+        assert_eq!(tx.ops.map(|bucket| bucket.size), Some(0));
+        assert_eq!((found.refused.len(), &found.reached), (0, &to));
+        to.network_interfaces[0].iface_id = "eth1".into();
+        let found = changes(&from, &to);
+        assert_eq!((found.updates.len(), found.refused.len()), (0, 1));
     }
 
     #[test]

@@ -3,10 +3,13 @@
 use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::Balloon;
 use devices::virtio::block::Block;
+use devices::virtio::net::passt::Passt;
+use devices::virtio::net::tap::Tap;
+use devices::virtio::net::{self, Link, Net};
 use devices::virtio::rng::Entropy;
 
 use super::error::BuildError;
-use crate::config::VmConfig;
+use crate::config::{ConfigError, NetBackend, NetworkInterface, VmConfig};
 
 /// A device to be.
 pub struct Spec {
@@ -36,6 +39,13 @@ pub fn make(config: &VmConfig) -> Result<Vec<Spec>, BuildError> {
             thread: drive.io_thread.clone(),
         });
     }
+    for (index, interface) in config.network_interfaces.iter().enumerate() {
+        specs.push(Spec {
+            name: net_name(interface),
+            device: Box::new(network_device(index, interface)?),
+            thread: interface.io_thread.clone(),
+        });
+    }
     if let Some(entropy) = &config.entropy {
         let limits = entropy.rate_limiter.unwrap_or_default();
         specs.push(Spec {
@@ -53,4 +63,39 @@ pub fn make(config: &VmConfig) -> Result<Vec<Spec>, BuildError> {
         });
     }
     Ok(specs)
+}
+
+/// Name of an interface's device.
+pub fn net_name(interface: &NetworkInterface) -> String {
+    format!("net_{}", interface.iface_id)
+}
+
+fn network_device(index: usize, interface: &NetworkInterface) -> Result<Net, BuildError> {
+    let name = interface.host_dev_name.as_deref().unwrap_or_default();
+    let path = interface.socket_path.as_deref().unwrap_or("".as_ref());
+    let (field, link) = match interface.backend {
+        NetBackend::Tap => (
+            "host_dev_name",
+            Tap::open(name, interface.pairs()).map(Link::Tap),
+        ),
+        NetBackend::Passt => ("socket_path", Passt::open(path).map(Link::Passt)),
+    };
+    let link = link.map_err(|error| {
+        let field = format!("network-interfaces[{index}].{field}");
+        let problem = format!("{}: {}", error.problem, error.error);
+        ConfigError::new(field, problem, error.remedy)
+    })?;
+    let mac = match interface.guest_mac {
+        Some(mac) => mac.0,
+        None => net::random_address().map_err(BuildError::Event)?,
+    };
+    let options = net::Options {
+        name: interface.iface_id.clone(),
+        mac,
+        mtu: interface.mtu,
+        pairs: interface.pairs(),
+        rx_limits: interface.rx_rate_limiter.unwrap_or_default(),
+        tx_limits: interface.tx_rate_limiter.unwrap_or_default(),
+    };
+    Net::new(options, link).map_err(BuildError::Event)
 }
