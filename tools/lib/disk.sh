@@ -24,9 +24,9 @@ disk_offset=$((1 << 20))
 disk_tools() { printf '%s\n' mmdebstrap debian-archive-keyring fdisk e2fsprogs openssh-client uuid-runtime; }
 
 disk_key() {
-    local versions hash kernel tools
-    mapfile -t tools < <(disk_tools)
-    install_packages "${tools[@]}" >&2
+    local versions hash kernel needed
+    mapfile -t needed < <(disk_tools)
+    install_packages "${needed[@]}" >&2
     # The meta-package's version moves with the kernel's; the other lines are the release's own.
     versions=$(apt-cache policy "${disk_packages[@]}" 2>/dev/null | awk '/^[^ ]/ { name = $1 } /Candidate:/ { print name, $2 }')
     kernel=$(awk '$1 == "linux-image-cloud-amd64:" && $2 != "(none)" { print $2 }' <<<"$versions")
