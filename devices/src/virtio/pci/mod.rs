@@ -13,9 +13,11 @@
 
 mod common;
 mod layout;
+#[cfg(test)]
+pub(super) mod rig;
 mod signals;
 #[cfg(test)]
-pub(super) mod tests;
+mod tests;
 
 use std::io;
 use std::ops::Range;
