@@ -1,9 +1,13 @@
 //! Virtio devices over PCI and over MMIO, found and driven by the kernels' own drivers.
 
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+
 use serde_json::json;
+use tests::guest_shell::GuestShell;
 use tests::kernel_log::complaints;
 
-use crate::kernels::{Format, Kernel, boot};
+use crate::kernels::{Format, Kernel, boot, commands};
 
 /// Boots with an entropy device, reads 128 KiB from it, and looks at all that is said about it.
 fn check(kernel: Kernel, transport: &str, vcpus: u8, mib: u64) {
@@ -111,4 +115,52 @@ fn other_kernels_read_random_bytes() {
     check(Kernel::GENERIC_6_12, "mmio", 2, 256);
     // Memory on both sides of the hole.
     check(Kernel::CLOUD_6_12, "pci", 2, 3584);
+}
+
+/// Every place on MMIO has a device: disks that say which they are, the entropy device, a balloon.
+#[test]
+fn sixteen_devices_over_mmio_each_have_a_line() {
+    const DISKS: usize = 14;
+    let mut builder = commands(Kernel::CLOUD_6_12).vcpus(2);
+    builder.config["machine-config"]["transport"] = json!("mmio");
+    let drives: Vec<_> = (0..DISKS)
+        .map(|number| {
+            let path = builder.path(&format!("disk-{number}"));
+            let disk = File::create_new(&path).unwrap();
+            disk.set_len(1 << 20).unwrap();
+            disk.write_all_at(format!("disk {number:>2}\n").as_bytes(), 0)
+                .unwrap();
+            json!({"drive_id": format!("d{number}"), "path_on_host": path})
+        })
+        .collect();
+    builder.config["drives"] = drives.into();
+    builder.config["entropy"] = json!({});
+    builder.config["balloon"] = json!({"amount_mib": 0, "deflate_on_oom": true});
+    let mut config = builder.config.clone();
+    let last = builder.path("disk-13");
+    let mut shell = GuestShell::boot(builder.option("--level", "Info"));
+
+    let all = "a b c d e f g h i j k l m n";
+    let read = format!("for d in {all}; do head -c 8 /dev/vd$d; done");
+    let expected: String = (0..DISKS).map(|n| format!("disk {n:>2}\n")).collect();
+    assert_eq!(shell.ok(&read), expected.trim_end());
+    shell.ok("dd if=/dev/hwrng of=/dev/vdn bs=4096 count=16 iflag=fullblock conv=fsync");
+    assert!(!fs::read(&last).unwrap().starts_with(b"disk 13"));
+    // The configuration changes, which the same line tells.
+    config["balloon"]["amount_mib"] = json!(16);
+    shell.vm().reload(&config.to_string(), "balloon: changed");
+    shell.ok("for i in $(seq 100); do [ $(awk '/balloon_inflate/ { print $2 }' /proc/vmstat) -ge 4096 ] && exit; sleep 0.1; done; exit 1");
+
+    let interrupts = shell.ok("grep virtio /proc/interrupts");
+    print!("{interrupts}");
+    assert_eq!(interrupts.lines().count(), DISKS + 2, "{interrupts}");
+    for line in interrupts.lines() {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let count: u32 = words[1..3].iter().map(|n| n.parse::<u32>().unwrap()).sum();
+        assert!(
+            count > 0 && line.contains("IO-APIC") && line.contains("-edge"),
+            "{line}"
+        );
+    }
+    assert_eq!(shell.power_off().code, 0);
 }

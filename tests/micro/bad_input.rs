@@ -51,6 +51,28 @@ fn set(path: &str, value: Value) -> VmBuilder {
 }
 
 #[test]
+fn more_devices_than_mmio_has_lines() {
+    let mut builder = builder();
+    builder.config["machine-config"]["transport"] = json!("mmio");
+    let disk = builder.path("disk");
+    fs::write(&disk, [0; 4096]).unwrap();
+    let drive =
+        |n: u8| json!({"drive_id": format!("d{n}"), "path_on_host": &disk, "is_read_only": true});
+    builder.config["drives"] = (0..17).map(drive).collect();
+    let words = [
+        "machine-config.transport",
+        "16 devices",
+        "there are 17",
+        "set it to pci",
+    ];
+    refused(builder, &words);
+    refused(
+        set("machine-config/transport", json!("isa")),
+        &["machine-config.transport", "unknown variant `isa`"],
+    );
+}
+
+#[test]
 fn the_good_one_is_good() {
     builder().run().expect(0, "");
 }
