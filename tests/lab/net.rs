@@ -403,3 +403,76 @@ fn passt_needs_no_privilege() {
     let counters = power_off(shell);
     assert_eq!(counters["link_lost"], 1, "{counters}");
 }
+
+/// The guest's own view of how often its device has interrupted, by queue.
+#[track_caller]
+fn interrupts(shell: &mut GuestShell) -> u64 {
+    let text = shell.ok("grep 'virtio.*-input' /proc/interrupts");
+    let words = text.split_whitespace();
+    words.filter_map(|word| word.parse::<u64>().ok()).sum()
+}
+
+#[test]
+fn vhost_net_serves_the_queues() {
+    let tap = Tap::new("multi_queue");
+    let builder = commands(Kernel::CLOUD_6_12).vcpus(2);
+    let fields = json!({ "queues": 2, "backend": "vhost-net" });
+    let mut shell = tap.boot(builder, fields);
+    let host = tap.host();
+    let text = shell.ok(&format!("ping -q -c 1000 -i 0.002 {host}"));
+    assert!(text.contains("1000 received"), "{text}");
+    println!("{text}");
+    // Masked and unmasked while frames come: nothing is lost, and nothing hangs.
+    let before = interrupts(&mut shell);
+    let text = shell.ok(&format!(
+        "ping -q -c 300 -i 0.01 {host} & ping=$!
+        while [ -d /proc/$ping ]; do
+            for irq in $(sed -n 's/^ *\\([0-9]*\\):.*virtio.*put.*/\\1/p' /proc/interrupts); do
+                for cpu in 1 2; do echo $cpu >/proc/irq/$irq/smp_affinity; done
+            done
+        done
+        wait $ping"
+    ));
+    assert!(text.contains("300 received"), "{text}");
+    assert!(interrupts(&mut shell) > before + 100, "it interrupts");
+    let offloads = shell.ok("ethtool -k eth0");
+    assert!(
+        offloads.contains("tcp-segmentation-offload: on"),
+        "{offloads}"
+    );
+    // Queues that go and come, and are of another size.
+    shell.ok("ethtool -L eth0 combined 1");
+    shell.ok(&format!("ping -q -c 50 -i 0.005 {host}"));
+    shell.ok("ethtool -L eth0 combined 2 && ethtool -G eth0 rx 128 tx 128");
+    shell.ok(&format!("ping -q -c 50 -i 0.005 {host}"));
+    // The driver leaves and comes back.
+    shell.ok("cd /sys/bus/virtio/drivers/virtio_net && d=$(ls -d virtio*) && echo $d >unbind && echo $d >bind");
+    let mut shell = tap.up(shell);
+    let text = shell.ok(&format!("ping -q -c 50 -i 0.005 {host}"));
+    assert!(text.contains("50 received"), "{text}");
+    let counters = power_off(shell);
+    assert_eq!(counters["vhost"], 1);
+    at_least(&counters, "rx_packets", 1400);
+    at_least(&counters, "tx_packets", 1400);
+}
+
+#[test]
+fn vhost_net_tcp_both_ways() {
+    let tap = Tap::new("");
+    let mut shell = tap.boot(
+        commands(Kernel::CLOUD_6_12),
+        json!({ "backend": "vhost-net" }),
+    );
+    let there = iperf(&mut shell, &tap.host(), "-n 100M");
+    let back = iperf(&mut shell, &tap.host(), "-n 100M -R");
+    println!(
+        "vhost-net: sends {:.0} Mbit/s, receives {:.0} Mbit/s",
+        there / 1e6,
+        back / 1e6
+    );
+    run("ip", &format!("link del {}", tap.name));
+    shell.ok("for i in $(seq 100); do [ $(cat /sys/class/net/eth0/carrier) = 0 ] && exit; sleep 0.05; done; exit 1");
+    let errors = shell.vm().errors();
+    assert_eq!(errors.matches("its link is lost").count(), 1, "{errors}");
+    shell.power_off();
+}

@@ -19,6 +19,8 @@ mod root;
 
 use std::io;
 
+use vmm_sys_util::eventfd::EventFd;
+
 use crate::bus::Action;
 
 pub use config::{ConfigSpace, Ids};
@@ -57,6 +59,23 @@ pub trait MsiSink: Send + Sync {
     /// # Errors
     /// It could not be sent.
     fn trigger(&self, vector: u16) -> io::Result<()>;
+
+    /// An event that sends the vector's message when somebody else signals it, while it is connected. `None` where there is no
+    /// such thing.
+    fn event(&self, vector: u16) -> Option<EventFd> {
+        let _ = vector;
+        None
+    }
+
+    /// Connects the vector's [`event`](Self::event), or takes it away: what is signalled then waits for the next time. Called for
+    /// vectors whose event was asked for.
+    ///
+    /// # Errors
+    /// The interrupt controller refused.
+    fn connect(&self, vector: u16, connected: bool) -> io::Result<()> {
+        let _ = (vector, connected);
+        Ok(())
+    }
 }
 
 /// The part of `data` (an access at `offset`) that falls into `bytes`, which lie at 0; reads elsewhere give zeroes.

@@ -18,6 +18,8 @@ struct Entry {
     pending: bool,
     /// The message that was handed on last.
     routed: Option<MsiMessage>,
+    /// Somebody else fires it: what that one was told last of whether it may.
+    direct: Option<bool>,
 }
 
 /// Vector table, pending bits, and the two bits of message control.
@@ -50,6 +52,7 @@ impl Msix {
             masked: true,
             pending: false,
             routed: None,
+            direct: None,
         };
         Self {
             entries: vec![entry; vectors.into()],
@@ -154,6 +157,27 @@ impl Msix {
         changes
     }
 
+    /// From now on somebody else may fire `vector` while it can fire, and has to be told when.
+    pub fn set_direct(&mut self, vector: u16) {
+        if let Some(entry) = self.entries.get_mut(usize::from(vector)) {
+            entry.direct.get_or_insert(false);
+        }
+    }
+
+    /// Vectors that somebody else fires, where it is not as it was whether they can: to be told now.
+    pub fn take_connections(&mut self) -> Vec<(u16, bool)> {
+        let mut changes = Vec::new();
+        for index in 0..self.entries.len() {
+            let entry = self.entries[index];
+            let able = self.can_fire(&entry);
+            if entry.direct.is_some_and(|before| before != able) {
+                self.entries[index].direct = Some(able);
+                changes.push((index as u16, able));
+            }
+        }
+        changes
+    }
+
     /// A vector that is pending and can fire; it is not pending any more then.
     pub fn take_due(&mut self) -> Option<u16> {
         let due = self
@@ -185,6 +209,7 @@ impl Msix {
                 masked,
                 pending,
                 routed: None,
+                direct: entry.direct,
             };
         }
     }
@@ -261,6 +286,29 @@ mod tests {
         assert_eq!(msix.take_due(), Some(69));
         assert_eq!(msix.take_due(), None);
         assert_eq!((pending(&msix, 0), pending(&msix, 8)), (0, 0));
+    }
+
+    #[test]
+    fn whoever_fires_a_vector_directly_is_told_when_it_can() {
+        let mut msix = Msix::new(2);
+        program(&mut msix, 0, 0x30);
+        program(&mut msix, 1, 0x31);
+        msix.set_control(ON);
+        assert!(msix.take_connections().is_empty(), "nobody does");
+        msix.set_direct(1);
+        msix.set_direct(7);
+        assert_eq!(msix.take_connections(), [(1, true)]);
+        assert!(msix.take_connections().is_empty(), "once");
+        msix.write_table(28, &1_u32.to_le_bytes());
+        assert_eq!(msix.take_connections(), [(1, false)]);
+        msix.set_control(ON | Msix::FUNCTION_MASK);
+        msix.write_table(28, &0_u32.to_le_bytes());
+        assert!(msix.take_connections().is_empty(), "masked in another way");
+        msix.set_control(ON);
+        msix.set_direct(1);
+        assert_eq!(msix.take_connections(), [(1, true)]);
+        msix.set_control(0);
+        assert_eq!(msix.take_connections(), [(1, false)]);
     }
 
     #[test]

@@ -39,6 +39,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use vmm_sys_util::eventfd::EventFd;
 
 pub use chain::{Cursor, IoVec};
 pub use front::{Backend, FrontState};
@@ -120,6 +121,12 @@ pub trait Interrupt: Send + Sync {
     fn config_changed(&self);
     /// The driver has broken the rules: sets `DEVICE_NEEDS_RESET` and says so (2.1.2).
     fn needs_reset(&self);
+    /// An event that does what [`used`](Self::used) does, for a queue that the host's kernel serves. `None` where that needs
+    /// more than an event: then whoever has it signalled hands it on.
+    fn used_event(&self, queue: u16) -> Option<EventFd> {
+        let _ = queue;
+        None
+    }
 }
 
 /// What a device gets when its driver is ready.
@@ -165,6 +172,16 @@ pub trait VirtioDevice: Send {
     /// # Errors
     /// [`Broken`]: the driver has broken the rules. The device stands still until it is reset.
     fn process(&mut self, queue: u16) -> Result<Progress, Broken>;
+    /// Gives a device the kick of each of its queues, once, before all else. Only one whose queues the host's kernel serves
+    /// has use for them.
+    fn take_kicks(&mut self, kicks: &Arc<[EventFd]>) {
+        let _ = kicks;
+    }
+    /// Whether the loop waits for the kicks of that queue: not where they are somebody else's to read.
+    fn waits_for_kicks(&self, queue: u16) -> bool {
+        let _ = queue;
+        true
+    }
     /// What tells the loop that the host has something for the device: a descriptor that is readable then, the same for
     /// the device's whole life. A device with several things to wait for gives an `epoll` of its own.
     fn host_event(&self) -> Option<BorrowedFd<'_>> {
@@ -185,6 +202,8 @@ pub trait VirtioDevice: Send {
     }
     /// Waits until nothing is under way in guest memory, as before a pause. What comes in after that is left waiting.
     fn quiesce(&mut self) {}
+    /// Goes on after [`quiesce`](Self::quiesce).
+    fn resume(&mut self) {}
     /// Changes a device while it may be running.
     ///
     /// # Errors

@@ -89,6 +89,15 @@ impl Ring {
         self.queue.size()
     }
 
+    /// Addresses of descriptor table, driver area and device area (2.7): of memory that is all there.
+    pub fn areas(&self) -> [u64; 3] {
+        [
+            self.queue.desc_table(),
+            self.queue.avail_ring(),
+            self.queue.used_ring(),
+        ]
+    }
+
     /// Takes the next chain: its head, with its buffers in `buffers`. `None` if there is none.
     ///
     /// # Errors

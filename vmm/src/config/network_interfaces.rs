@@ -66,6 +66,8 @@ pub enum NetBackend {
     /// A tap of the host's kernel.
     #[default]
     Tap,
+    /// The same, with queues that the host's kernel serves (`/dev/vhost-net`): fewer steps for each frame, and no limits.
+    VhostNet,
     /// A passt process, which needs no privilege.
     Passt,
 }
@@ -210,6 +212,20 @@ impl NetworkInterface {
                 format!("is {mac}, which is not the address of one interface"),
                 "give one whose first byte is even, such as 06:00:c0:a8:00:02",
             );
+        }
+        if self.backend == NetBackend::VhostNet {
+            for (field, limits) in [
+                ("rx_rate_limiter", self.rx_rate_limiter),
+                ("tx_rate_limiter", self.tx_rate_limiter),
+            ] {
+                if limits.is_some() {
+                    return wrong(
+                        field,
+                        "is given, and the host's kernel, which serves the queues, has none".into(),
+                        "remove it, or give backend \"tap\"",
+                    );
+                }
+            }
         }
         if let Some(mtu) = self.mtu.filter(|mtu| *mtu < LEAST_MTU) {
             return wrong("mtu", format!("is {mtu}"), "give 68 to 65535");

@@ -28,6 +28,8 @@ pub struct IoDevice {
     worker: SharedWorker,
     /// The kick of each queue.
     kicks: Arc<[EventFd]>,
+    /// Which of them are this thread's to read.
+    waits: Vec<bool>,
     /// The host side's descriptor, which the device keeps open.
     host: Option<RawFd>,
     /// When a limit of the device allows more.
@@ -39,11 +41,18 @@ pub struct IoDevice {
 impl IoDevice {
     /// A device and the kick of each of its queues.
     pub fn new(worker: SharedWorker, kicks: Arc<[EventFd]>) -> Self {
-        let host = worker.lock().device().host_event().map(|fd| fd.as_raw_fd());
+        let (host, waits) = {
+            let mut worker = worker.lock();
+            let device = worker.device();
+            let waits = (0..kicks.len() as u16).map(|queue| device.waits_for_kicks(queue));
+            let waits = waits.collect();
+            (device.host_event().map(|fd| fd.as_raw_fd()), waits)
+        };
         let listed = vec![false; kicks.len() + 1];
         Self {
             worker,
             kicks,
+            waits,
             host,
             wake_at: None,
             listed,
@@ -74,6 +83,7 @@ impl IoThread {
         let id = events.add_subscriber(Loop {
             devices,
             again: VecDeque::new(),
+            quiet: false,
             wake: wake.try_clone()?,
             shared: shared.clone(),
         });
@@ -127,7 +137,10 @@ fn run(mut events: EventManager<Loop>, id: SubscriberId, gate: &Gate) {
     loop {
         let turn = events.subscriber_mut(id).map(|devices| {
             let passage = gate.pass_after(|| devices.quiesce());
-            (passage != Passage::Over).then(|| devices.turn())
+            (passage != Passage::Over).then(|| {
+                devices.resume();
+                devices.turn()
+            })
         });
         let result = match turn {
             Ok(None) => return,
@@ -145,6 +158,8 @@ struct Loop {
     devices: Vec<IoDevice>,
     /// Parts that have more to do, and their devices: each once.
     again: VecDeque<(u16, u16)>,
+    /// Nothing is under way for a pause.
+    quiet: bool,
     wake: EventFd,
     shared: Arc<Shared>,
 }
@@ -153,6 +168,16 @@ impl Loop {
     fn quiesce(&mut self) {
         for device in &self.devices {
             device.worker.lock().device().quiesce();
+        }
+        self.quiet = true;
+    }
+
+    /// Goes on after [`quiesce`](Self::quiesce), if that was before.
+    fn resume(&mut self) {
+        if std::mem::take(&mut self.quiet) {
+            for device in &self.devices {
+                device.worker.lock().device().resume();
+            }
         }
     }
 
@@ -228,7 +253,8 @@ impl MutEventSubscriber for Loop {
     fn init(&mut self, ops: &mut EventOps) {
         let mut sources = vec![Events::with_data(&self.wake, WAKE, EventSet::IN)];
         for (index, device) in (0_u32..).zip(&self.devices) {
-            for (part, kick) in (0_u32..).zip(device.kicks.iter()) {
+            let kicks = (0_u32..).zip(device.kicks.iter());
+            for ((part, kick), _) in kicks.zip(&device.waits).filter(|(_, waits)| **waits) {
                 sources.push(Events::with_data(kick, index << 16 | part, EventSet::IN));
             }
             if let Some(host) = device.host {

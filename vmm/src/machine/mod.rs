@@ -72,12 +72,15 @@ impl Attached {
     fn new(number: u8, spec: specs::Spec) -> Result<Self, BuildError> {
         let queues = spec.device.queue_sizes().len();
         let kicks: Result<_, _> = (0..queues).map(|_| builder::event()).collect();
+        let kicks = kicks?;
+        let mut device = spec.device;
+        device.take_kicks(&kicks);
         Ok(Self {
             number,
             name: spec.name,
             thread: spec.thread,
-            worker: SharedWorker::new(spec.device),
-            kicks: kicks?,
+            worker: SharedWorker::new(device),
+            kicks,
         })
     }
 

@@ -169,7 +169,8 @@ fn errno(error: kvm_ioctls::Error) -> io::Error {
     io::Error::from_raw_os_error(error.errno())
 }
 
-/// The vectors of one function: an irqfd each, connected when it is first routed.
+/// The vectors of one function: an irqfd each, connected when it is first routed, and taken away only where somebody else
+/// signals it while it is masked.
 struct Vectors {
     router: Arc<Router>,
     first: u32,
@@ -184,19 +185,8 @@ impl MsiSink for Vectors {
         let changes = changes.iter().filter(|(vector, _)| known(*vector));
         let messages = changes.clone().map(|(vector, msi)| (gsi(*vector), *msi));
         self.router.update(messages)?;
-        let mut connected = self
-            .connected
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
         for (vector, _) in changes {
-            let index = usize::from(*vector);
-            if let (Some(event), Some(done)) = (self.events.get(index), connected.get_mut(index))
-                && !*done
-            {
-                let vm = &self.router.vm;
-                vm.register_irqfd(event, gsi(*vector)).map_err(errno)?;
-                *done = true;
-            }
+            self.connect(*vector, true)?;
         }
         Ok(())
     }
@@ -206,6 +196,29 @@ impl MsiSink for Vectors {
             Some(event) => event.write(1),
             None => Ok(()),
         }
+    }
+
+    fn event(&self, vector: u16) -> Option<EventFd> {
+        self.events.get(usize::from(vector))?.try_clone().ok()
+    }
+
+    fn connect(&self, vector: u16, wanted: bool) -> io::Result<()> {
+        let connected = self.connected.lock();
+        let mut connected = connected.unwrap_or_else(PoisonError::into_inner);
+        let index = usize::from(vector);
+        let (Some(event), Some(state)) = (self.events.get(index), connected.get_mut(index)) else {
+            return Ok(());
+        };
+        if *state != wanted {
+            let (vm, gsi) = (&self.router.vm, self.first + u32::from(vector));
+            if wanted {
+                vm.register_irqfd(event, gsi).map_err(errno)?;
+            } else {
+                vm.unregister_irqfd(event, gsi).map_err(errno)?;
+            }
+            *state = wanted;
+        }
+        Ok(())
     }
 }
 

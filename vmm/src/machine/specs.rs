@@ -5,6 +5,7 @@ use devices::virtio::balloon::Balloon;
 use devices::virtio::block::Block;
 use devices::virtio::net::passt::Passt;
 use devices::virtio::net::tap::Tap;
+use devices::virtio::net::vhost::Vhost;
 use devices::virtio::net::{self, Link, Net};
 use devices::virtio::rng::Entropy;
 
@@ -73,18 +74,22 @@ pub fn net_name(interface: &NetworkInterface) -> String {
 fn network_device(index: usize, interface: &NetworkInterface) -> Result<Net, BuildError> {
     let name = interface.host_dev_name.as_deref().unwrap_or_default();
     let path = interface.socket_path.as_deref().unwrap_or("".as_ref());
-    let (field, link) = match interface.backend {
-        NetBackend::Tap => (
-            "host_dev_name",
-            Tap::open(name, interface.pairs()).map(Link::Tap),
-        ),
-        NetBackend::Passt => ("socket_path", Passt::open(path).map(Link::Passt)),
-    };
-    let link = link.map_err(|error| {
+    let wrong = |field: &str| {
         let field = format!("network-interfaces[{index}].{field}");
-        let problem = format!("{}: {}", error.problem, error.error);
-        ConfigError::new(field, problem, error.remedy)
-    })?;
+        move |error: net::OpenError| {
+            let problem = format!("{}: {}", error.problem, error.error);
+            ConfigError::new(field, problem, error.remedy)
+        }
+    };
+    let tap = || Tap::open(name, interface.pairs()).map_err(wrong("host_dev_name"));
+    let link = match interface.backend {
+        NetBackend::Tap => Link::Tap(tap()?),
+        NetBackend::VhostNet => {
+            let vhost = Vhost::new(tap()?).map_err(wrong("backend"))?;
+            Link::Vhost(Box::new(vhost))
+        }
+        NetBackend::Passt => Link::Passt(Passt::open(path).map_err(wrong("socket_path"))?),
+    };
     let mac = match interface.guest_mac {
         Some(mac) => mac.0,
         None => net::random_address().map_err(BuildError::Event)?,

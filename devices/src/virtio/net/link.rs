@@ -7,6 +7,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::passt::Passt;
 use super::tap::Tap;
+use super::vhost::Vhost;
 
 /// The host's end.
 #[derive(Debug)]
@@ -15,6 +16,8 @@ pub enum Link {
     Tap(Tap),
     /// A connection to passt: one pair.
     Passt(Passt),
+    /// A tap that the host's kernel serves.
+    Vhost(Box<Vhost>),
 }
 
 /// A host's end that cannot be had, and what to do about it.
@@ -35,6 +38,7 @@ impl Link {
         match self {
             Self::Tap(tap) => tap.fd(pair),
             Self::Passt(passt) => passt.fd().filter(|_| pair == 0),
+            Self::Vhost(_) => None,
         }
     }
 
@@ -42,7 +46,7 @@ impl Link {
     pub fn is_lost_by(&self, error: &io::Error) -> bool {
         match self {
             // The tap is deleted. All else (`EIO`: it is down) can get better.
-            Self::Tap(_) => error.raw_os_error() == Some(libc::EBADFD),
+            Self::Tap(_) | Self::Vhost(_) => error.raw_os_error() == Some(libc::EBADFD),
             // A stream that was broken in one place cannot be followed any more.
             Self::Passt(_) => true,
         }
@@ -59,7 +63,7 @@ impl Link {
     /// `WouldBlock`: not all of it now. All others: the link is lost.
     pub fn flush(&mut self) -> io::Result<()> {
         match self {
-            Self::Tap(_) => Ok(()),
+            Self::Tap(_) | Self::Vhost(_) => Ok(()),
             Self::Passt(passt) => passt.flush(),
         }
     }
@@ -82,7 +86,7 @@ impl Link {
     /// Not now, or never.
     pub fn restore(&mut self) -> io::Result<()> {
         match self {
-            Self::Tap(_) => Err(io::ErrorKind::Unsupported.into()),
+            Self::Tap(_) | Self::Vhost(_) => Err(io::ErrorKind::Unsupported.into()),
             Self::Passt(passt) => passt.connect(),
         }
     }
@@ -92,6 +96,25 @@ impl Link {
         match self {
             Self::Tap(tap) => tap.features(),
             Self::Passt(_) => 0,
+            Self::Vhost(vhost) => vhost.tap().features(),
+        }
+    }
+
+    /// The tap, where it is one.
+    pub fn tap(&self) -> Option<&Tap> {
+        match self {
+            Self::Tap(tap) => Some(tap),
+            Self::Passt(_) => None,
+            Self::Vhost(vhost) => Some(vhost.tap()),
+        }
+    }
+
+    /// The same, to be changed.
+    pub fn tap_mut(&mut self) -> Option<&mut Tap> {
+        match self {
+            Self::Tap(tap) => Some(tap),
+            Self::Passt(_) => None,
+            Self::Vhost(vhost) => Some(vhost.tap_mut()),
         }
     }
 }
@@ -105,11 +128,16 @@ pub struct Wish {
     pub room: bool,
 }
 
+/// Number of what is no pair's.
+const OTHER: u64 = u64::MAX;
+
 /// Waits for the descriptors of all pairs. Level-triggered, so nothing is waited for that could not be dealt with.
 pub struct Waiting {
     epoll: Epoll,
     /// For each pair the descriptor that is waited for, and for what.
     wishes: Vec<Option<(RawFd, Wish)>>,
+    /// What else is waited for.
+    others: Vec<RawFd>,
 }
 
 impl Waiting {
@@ -121,6 +149,7 @@ impl Waiting {
         Ok(Self {
             epoll: Epoll::new()?,
             wishes: vec![None; pairs.into()],
+            others: Vec::new(),
         })
     }
 
@@ -164,6 +193,27 @@ impl Waiting {
         self.epoll.ctl(operation, fd, event)
     }
 
+    /// Waits for these to be readable from now on, and for no others that are no pair's. All of them are open, and those
+    /// that were given before are too.
+    ///
+    /// # Errors
+    /// Of the kernel.
+    pub fn want_others(&mut self, fds: Vec<RawFd>) -> io::Result<()> {
+        for old in self.others.drain(..).filter(|old| !fds.contains(old)) {
+            let nothing = EpollEvent::default();
+            // It fails where it is closed: then it is out already.
+            let _ = self.epoll.ctl(ControlOperation::Delete, old, nothing);
+        }
+        for fd in fds {
+            let event = EpollEvent::new(EventSet::IN, OTHER);
+            match self.epoll.ctl(ControlOperation::Add, fd, event) {
+                Err(error) if error.raw_os_error() != Some(libc::EEXIST) => return Err(error),
+                _ => self.others.push(fd),
+            }
+        }
+        Ok(())
+    }
+
     /// The pairs for which something has come, without waiting.
     pub fn ready(&self, into: &mut Vec<usize>) {
         let mut events = [EpollEvent::default(); 16];
@@ -174,6 +224,7 @@ impl Waiting {
         }
         let count = self.epoll.wait(0, &mut events).unwrap_or(0);
         let ready = events.iter().take(count);
-        into.extend(ready.map(|event| event.data() as usize));
+        let pairs = ready.filter(|event| event.data() != OTHER);
+        into.extend(pairs.map(|event| event.data() as usize));
     }
 }

@@ -8,6 +8,7 @@
 //! | `rx`, `tx`   | one queue of each kind                                                        |
 //! | `link`       | the host's end, and what is waited for there                                  |
 //! | [`tap`]      | a tap: offloads, several queues, no copies                                    |
+//! | [`vhost`]    | a tap that the host's kernel serves; `kernel` is its interface, `monitor` tells when the tap is gone |
 //! | [`passt`]    | passt: no privilege needed, no offloads                                       |
 //! | `work`       | the device's turns: receiving, sending, commands, a link that is lost          |
 //! | `counts`     | what the device counts                                                        |
@@ -20,13 +21,16 @@ pub mod control;
 mod counts;
 pub mod feature;
 pub mod header;
+mod kernel;
 mod link;
+mod monitor;
 pub mod passt;
 mod rx;
 pub mod tap;
 #[cfg(test)]
 mod tests;
 mod tx;
+pub mod vhost;
 mod work;
 
 use std::io;
@@ -35,6 +39,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
+
+use vmm_sys_util::eventfd::EventFd;
 
 use super::rate_limiter::{RateLimiter, RateLimiterConfig};
 use super::{
@@ -89,6 +95,7 @@ pub struct Net {
     sizes: Vec<u16>,
     link: Link,
     up: bool,
+    paused: bool,
     errors_in_a_row: u32,
     waiting: Waiting,
     active: Option<Active>,
@@ -140,7 +147,7 @@ impl Net {
         let mut offered =
             common::COMMON | feature::MAC | feature::STATUS | feature::MRG_RXBUF | link.features();
         let mut sizes = vec![QUEUE_SIZE; 2 * usize::from(options.pairs)];
-        if matches!(link, Link::Tap(_)) {
+        if link.tap().is_some() {
             offered |= feature::CTRL_VQ | feature::CTRL_GUEST_OFFLOADS;
             sizes.push(QUEUE_SIZE);
         }
@@ -150,7 +157,11 @@ impl Net {
         if options.mtu.is_some() {
             offered |= feature::MTU;
         }
+        if let Link::Vhost(vhost) = &link {
+            offered = vhost.possible(offered);
+        }
         Ok(Self {
+            paused: false,
             offered,
             sizes,
             link,
@@ -207,6 +218,15 @@ impl VirtioDevice for Net {
         };
         // 5.1.2: it comes behind the queues that the driver knows of.
         let control = (features & feature::CTRL_VQ != 0).then_some(2 * pairs);
+        if let Link::Vhost(vhost) = &mut self.link {
+            let queues = rings.iter_mut().take(2 * usize::from(pairs));
+            let queues = queues.map(Option::take);
+            let interrupt = &*activation.interrupt;
+            let done = vhost.activate(&activation.memory, features, queues, interrupt);
+            if let Err(error) = done {
+                self.lose(&error);
+            }
+        }
         let mut take = |index: u16| rings.get_mut(usize::from(index)).and_then(Option::take);
         self.active = Some(Active {
             rx: (0..pairs).map(|pair| take(2 * pair).map(Rx::new)).collect(),
@@ -238,6 +258,26 @@ impl VirtioDevice for Net {
         self.and_look_for_the_link(progress?)
     }
 
+    fn take_kicks(&mut self, kicks: &Arc<[EventFd]>) {
+        if let Link::Vhost(vhost) = &mut self.link {
+            vhost.set_kicks(kicks);
+        }
+    }
+
+    fn waits_for_kicks(&self, queue: u16) -> bool {
+        !matches!(&self.link, Link::Vhost(vhost) if vhost.serves(queue))
+    }
+
+    fn quiesce(&mut self) {
+        self.paused = true;
+        self.settle();
+    }
+
+    fn resume(&mut self) {
+        self.paused = false;
+        self.settle();
+    }
+
     fn host_event(&self) -> Option<BorrowedFd<'_>> {
         Some(self.waiting.event())
     }
@@ -246,6 +286,7 @@ impl VirtioDevice for Net {
         if !self.up {
             self.look_for_the_link();
         }
+        self.listen_to_the_kernel()?;
         let mut ready = std::mem::take(&mut self.ready);
         self.waiting.ready(&mut ready);
         let mut progress = Progress::Done;
@@ -270,6 +311,11 @@ impl VirtioDevice for Net {
         let Update::Net { rx, tx } = update else {
             return Err(UpdateError::Unsupported);
         };
+        if matches!(self.link, Link::Vhost(_)) {
+            let problem =
+                "the host's kernel serves this device and knows no limits; give it backend \"tap\"";
+            return Err(UpdateError::Refused(problem.into()));
+        }
         let now = Instant::now();
         self.rx_limiter.update(rx, now);
         self.tx_limiter.update(tx, now);
@@ -277,15 +323,30 @@ impl VirtioDevice for Net {
     }
 
     fn counters(&self) -> Counters {
-        self.counts.list()
+        let mut counts = self.counts;
+        if let Link::Vhost(vhost) = &self.link {
+            // What the tap sends is what the guest receives.
+            let tap = vhost.tap();
+            counts.rx_packets = tap.statistic("tx_packets");
+            counts.rx_bytes = tap.statistic("tx_bytes");
+            counts.tx_packets = tap.statistic("rx_packets");
+            counts.tx_bytes = tap.statistic("rx_bytes");
+        }
+        let mut list = counts.list();
+        list.push(("vhost", u64::from(matches!(self.link, Link::Vhost(_)))));
+        list
     }
 
     fn reset(&mut self) {
+        if let Link::Vhost(vhost) = &mut self.link {
+            vhost.reset();
+        }
         self.active = None;
+        self.settle();
         for pair in 0..usize::from(self.options.pairs) {
             self.wait_for(pair);
         }
-        if let Link::Tap(tap) = &mut self.link {
+        if let Some(tap) = self.link.tap_mut() {
             // Both fail only where the tap is gone, and then there is nothing to be reset.
             let _ = tap.set_offloads(0);
             let _ = tap.use_queues(1);
@@ -298,9 +359,12 @@ impl VirtioDevice for Net {
             ..NetState::default()
         };
         if let Some(active) = &self.active {
-            for (rx, tx) in active.rx.iter().zip(&active.tx) {
-                state.rings.push(rx.as_ref().map(Rx::position));
-                state.rings.push(tx.as_ref().map(Tx::position));
+            for (pair, (rx, tx)) in active.rx.iter().zip(&active.tx).enumerate() {
+                let positions = match &self.link {
+                    Link::Vhost(vhost) => [vhost.position(2 * pair), vhost.position(2 * pair + 1)],
+                    _ => [rx.as_ref().map(Rx::position), tx.as_ref().map(Tx::position)],
+                };
+                state.rings.extend(positions);
             }
             state.rings.push(active.control.as_ref().map(Ring::save));
             (state.pairs, state.offloads) = (active.pairs, active.offloads);
@@ -313,11 +377,21 @@ impl VirtioDevice for Net {
             return;
         };
         self.options.mac = state.mac;
+        let paused = std::mem::replace(&mut self.paused, true);
+        self.settle();
+        self.paused = paused;
         let Some(active) = &mut self.active else {
             return;
         };
         let at = |index: usize| state.rings.get(index).copied().flatten();
         for (pair, (rx, tx)) in active.rx.iter_mut().zip(&mut active.tx).enumerate() {
+            if let Link::Vhost(vhost) = &mut self.link {
+                for number in [2 * pair, 2 * pair + 1] {
+                    if let Some(position) = at(number) {
+                        vhost.restore(number, position);
+                    }
+                }
+            }
             if let (Some(rx), Some(position)) = (rx, at(2 * pair)) {
                 rx.restore(position);
             }
@@ -335,6 +409,12 @@ impl VirtioDevice for Net {
 
 impl QueueReset for Net {
     fn reset_queue(&mut self, queue: u16) {
+        if let Link::Vhost(vhost) = &mut self.link
+            && vhost.serves(queue)
+        {
+            vhost.remove(queue);
+            return self.settle();
+        }
         let Some(active) = &mut self.active else {
             return;
         };
@@ -353,6 +433,14 @@ impl QueueReset for Net {
         let Some(active) = &mut self.active else {
             return;
         };
+        if let Link::Vhost(vhost) = &mut self.link
+            && active.control_index != Some(queue)
+        {
+            if let Err(error) = vhost.add(queue, ring, &*active.interrupt) {
+                self.lose(&error);
+            }
+            return self.settle();
+        }
         let pair = usize::from(queue / 2);
         if active.control_index == Some(queue) {
             active.control = Some(ring);

@@ -175,6 +175,7 @@ impl Rx {
     ) -> Result<Option<Received>, Failed> {
         let tap = match link {
             Link::Tap(tap) => tap,
+            Link::Vhost(_) => return Ok(Some(Received::Nothing)),
             Link::Passt(passt) => {
                 let frame = match passt.receive() {
                     Ok(frame) => frame,

@@ -30,6 +30,7 @@ const USO: u32 = libc::TUN_F_USO4 | libc::TUN_F_USO6;
 /// A tap that this process holds.
 #[derive(Debug)]
 pub struct Tap {
+    name: String,
     queues: Vec<File>,
     /// How many of them the kernel uses.
     in_use: u16,
@@ -56,6 +57,7 @@ impl Tap {
         }
         let uso = libc::TUN_F_CSUM | USO;
         let mut tap = Self {
+            name: name.into(),
             uso: files
                 .first()
                 .is_some_and(|file| set_offloads(file, uso).is_ok()),
@@ -128,14 +130,34 @@ impl Tap {
         Ok(())
     }
 
+    /// Number of queues.
+    pub fn queues(&self) -> usize {
+        self.queues.len()
+    }
+
     /// The queue's descriptor.
     pub fn fd(&self, queue: usize) -> Option<RawFd> {
         self.queues.get(queue).map(File::as_raw_fd)
     }
 
-    /// All queues.
-    pub fn files(&self) -> &[File] {
-        &self.queues
+    /// Whether it is there still.
+    pub fn is_there(&self) -> bool {
+        let mut request = no_request();
+        let get = |queue: &File| {
+            // SAFETY: the kernel writes an ifreq.
+            check(unsafe { libc::ioctl(queue.as_raw_fd(), libc::TUNGETIFF as _, &mut request) })
+        };
+        self.queues
+            .first()
+            .map(get)
+            .is_some_and(|there| there.is_ok())
+    }
+
+    /// A number that the kernel keeps of it (`/sys/class/net/NAME/statistics`); 0 where it cannot be had.
+    pub fn statistic(&self, name: &str) -> u64 {
+        let path = format!("/sys/class/net/{}/statistics/{name}", self.name);
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        text.trim_end().parse().unwrap_or(0)
     }
 
     /// Reads a frame with its header. Returns all its bytes, or those of `pieces` where it has more.

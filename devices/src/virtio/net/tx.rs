@@ -120,6 +120,7 @@ fn transmit(
     let tap = match link {
         Link::Passt(passt) => return passt.send(frame, pieces),
         Link::Tap(tap) => tap,
+        Link::Vhost(_) => return Err(io::ErrorKind::Unsupported.into()),
     };
     pieces.clear();
     // The header that was checked, not the one in guest memory, which the guest may change meanwhile.

@@ -242,7 +242,7 @@ impl Net {
             return;
         };
         active.offloads = offloads & active.features;
-        if let Link::Tap(tap) = &self.link
+        if let Some(tap) = self.link.tap()
             && let Err(error) = tap.set_offloads(active.offloads)
         {
             self.lose(&error);
@@ -255,16 +255,50 @@ impl Net {
             return;
         };
         active.pairs = pairs.clamp(1, active.rx.len().max(1) as u16);
-        if let Link::Tap(tap) = &mut self.link
+        if let Some(tap) = self.link.tap_mut()
             && let Err(error) = tap.use_queues(active.pairs)
         {
             self.lose(&error);
         }
         self.wait_for_all();
+        self.settle();
+    }
+
+    /// Has the kernel serve the queues that it is to serve at the moment, and waits for what it has to say.
+    pub(super) fn settle(&mut self) {
+        let Link::Vhost(vhost) = &mut self.link else {
+            return;
+        };
+        let mut failed = Ok(());
+        if let Some(active) = &self.active {
+            let pairs = if self.up && !self.paused {
+                active.pairs
+            } else {
+                0
+            };
+            failed = vhost.settle(&active.memory, pairs);
+        }
+        let fds = vhost.fds().filter(|_| self.active.is_some()).collect();
+        failed = failed.and(self.waiting.want_others(fds));
+        if let Err(error) = failed {
+            self.lose(&error);
+        }
+    }
+
+    /// Hands on what the kernel says.
+    pub(super) fn listen_to_the_kernel(&mut self) -> Result<(), Broken> {
+        let Link::Vhost(vhost) = &self.link else {
+            return Ok(());
+        };
+        let interrupt = self.active.as_ref().map(|active| &*active.interrupt);
+        if !vhost.look(interrupt)? && self.up {
+            self.lose(&io::Error::from_raw_os_error(libc::EBADFD));
+        }
+        Ok(())
     }
 
     /// The link is down from now on, and says so once.
-    fn lose(&mut self, error: &io::Error) {
+    pub(super) fn lose(&mut self, error: &io::Error) {
         if !std::mem::replace(&mut self.up, false) {
             return;
         }
@@ -277,6 +311,7 @@ impl Net {
         }
         self.wait_for_all();
         self.link.close();
+        self.settle();
         self.tell();
     }
 

@@ -20,6 +20,7 @@ pub enum Event {
     Trigger(u16),
     Attach(u64),
     Detach(u64),
+    Connect(u16, bool),
 }
 
 #[derive(Clone, Default)]
@@ -48,6 +49,12 @@ impl MsiSink for Outside {
     }
     fn trigger(&self, vector: u16) -> io::Result<()> {
         self.note(Event::Trigger(vector))
+    }
+    fn event(&self, vector: u16) -> Option<EventFd> {
+        (vector < 8).then(|| EventFd::new(0).unwrap())
+    }
+    fn connect(&self, vector: u16, connected: bool) -> io::Result<()> {
+        self.note(Event::Connect(vector, connected))
     }
 }
 

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use vmm_sys_util::eventfd::EventFd;
+
 use super::VirtioPciState;
 use crate::limit::LogLimit;
 use crate::pci::{MsiSink, Msix};
@@ -57,6 +59,13 @@ impl Signals {
             && self.limit.allow()
         {
             log::error!("cannot route interrupts: {error}");
+        }
+        for (vector, connected) in msix.take_connections() {
+            if let Err(error) = self.sink.connect(vector, connected)
+                && self.limit.allow()
+            {
+                log::error!("cannot connect an interrupt: {error}");
+            }
         }
         while let Some(vector) = msix.take_due() {
             if let Err(error) = self.sink.trigger(vector)
@@ -142,6 +151,17 @@ impl Interrupt for Signals {
         self.signs.status.set(Status::NEEDS_RESET);
         self.tell(self.config_vector(), ISR_CONFIG);
     }
+
+    /// The vector's own event. While a vector is masked, KVM does not see it: what is signalled then stays in the event,
+    /// and is seen when it is connected again.
+    fn used_event(&self, queue: u16) -> Option<EventFd> {
+        let vector = self.queue_vector(queue);
+        let mut msix = self.msix();
+        let event = self.sink.event(vector).filter(|_| msix.enabled())?;
+        msix.set_direct(vector);
+        self.settle(&mut msix);
+        Some(event)
+    }
 }
 
 impl Line for Signals {
@@ -164,5 +184,57 @@ impl Line for Signals {
 
     fn reset_queue(&self, queue: u16) {
         self.set_queue_vector(queue, NO_VECTOR);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rig::{Event, Outside};
+    use super::*;
+    use crate::pci::MsiMessage;
+
+    #[test]
+    fn an_event_that_the_kernel_signals_is_connected_while_its_vector_can_fire() {
+        let outside = Outside::default();
+        let signals = Signals::new(Box::new(outside.clone()), 3, 2);
+        let mask = |vector: u64, masked: u32| {
+            signals.change(|msix| msix.write_table(16 * vector + 12, &masked.to_le_bytes()));
+        };
+        signals.set_queue_vector(0, 1);
+        assert!(signals.used_event(0).is_none(), "MSI-X is off");
+        signals.change(|msix| {
+            msix.write_table(16, &0xfee0_0000_u64.to_le_bytes());
+            msix.set_control(Msix::ENABLE);
+        });
+        assert!(signals.used_event(0).is_some());
+        assert!(signals.used_event(1).is_none(), "no vector");
+        mask(1, 0);
+        assert!(outside.take().is_empty(), "before the driver is ready");
+        signals.set_live(true);
+        let message = MsiMessage {
+            address: 0xfee0_0000,
+            data: 0,
+        };
+        let route = Event::Route(vec![(1, message)]);
+        assert_eq!(outside.take(), [route, Event::Connect(1, true)]);
+        // Nothing for what stays as it is, nor for a vector that only this process fires.
+        for (vector, masked) in [(1, 0), (0, 0), (2, 1), (0, 1)] {
+            mask(vector, masked);
+        }
+        let others = outside.take();
+        assert!(
+            others
+                .iter()
+                .all(|event| matches!(event, Event::Route(changes) if changes[0].0 == 0))
+        );
+        mask(1, 1);
+        assert_eq!(outside.take(), [Event::Connect(1, false)]);
+        // This process's own signs wait in the table, as ever.
+        signals.used(0);
+        assert!(outside.take().is_empty());
+        mask(1, 0);
+        assert_eq!(outside.take(), [Event::Connect(1, true), Event::Trigger(1)]);
+        signals.change(|msix| msix.set_control(0));
+        assert_eq!(outside.take(), [Event::Connect(1, false)]);
     }
 }
