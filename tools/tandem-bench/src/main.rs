@@ -1,15 +1,21 @@
 //! Benchmarks that compare Tandem with other VMMs: one subcommand for each question.
 //!
 //! - [`boot`]: how fast and at what cost does a VM start? Cold boots of every VMM, interleaved.
+//! - [`io`]: how fast and at what cost are a guest's disk and network? Jobs in every VMM's guest, interleaved.
 //!
-//! What the subcommands share: [`stats`] and [`table`] for results, [`environment`] and [`binary`] for what they were
-//! measured on, [`stage`] for files that shall not be read from a slow disk, [`smaps`] for memory, [`signals`] for
-//! Ctrl-C, [`random`] for a reproducible order.
+//! What the subcommands share: [`vmms`] and [`adapters`] for how to start each VMM, [`process`] for one that runs;
+//! [`stats`], [`table`] and [`document`] for results, [`environment`] and [`binary`] for what they were measured on,
+//! [`stage`] for files that shall not be read from a slow disk, [`smaps`] for memory, [`signals`] for Ctrl-C, [`random`]
+//! for a reproducible order.
 
+mod adapters;
 mod binary;
 mod boot;
+mod document;
 mod environment;
 mod error;
+mod io;
+mod process;
 mod random;
 mod signals;
 mod smaps;
@@ -17,6 +23,7 @@ mod stage;
 mod stats;
 mod sys;
 mod table;
+mod vmms;
 
 use std::process::ExitCode;
 
@@ -33,11 +40,18 @@ struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     Boot(boot::Args),
+    Io(Box<io::Args>),
+    #[command(hide = true)]
+    Peer(io::peer::Args),
 }
 
 fn main() -> ExitCode {
-    let Command::Boot(args) = Args::parse().command;
-    match boot::run(&args) {
+    let outcome = match Args::parse().command {
+        Command::Boot(args) => boot::run(&args),
+        Command::Io(args) => io::run(&args),
+        Command::Peer(args) => io::peer::run(&args),
+    };
+    match outcome {
         Ok(code) => code,
         Err(error) => {
             eprintln!("bench: error: {error}");

@@ -18,10 +18,22 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// Puts `items` into random order (Fisher and Yates). The bias of the remainder is below 2^-50 for any list here.
+    /// A number below `end`, which is not 0. The bias of the remainder is below 2^-50 for any list here.
+    pub fn below(&mut self, end: usize) -> usize {
+        (self.next() % end as u64) as usize
+    }
+
+    /// Fills `bytes`.
+    pub fn fill(&mut self, bytes: &mut [u8]) {
+        for chunk in bytes.chunks_mut(8) {
+            chunk.copy_from_slice(&self.next().to_le_bytes()[..chunk.len()]);
+        }
+    }
+
+    /// Puts `items` into random order (Fisher and Yates).
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
-            let other = (self.next() % (last as u64 + 1)) as usize;
+            let other = self.below(last + 1);
             items.swap(last, other);
         }
     }

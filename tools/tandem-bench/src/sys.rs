@@ -105,6 +105,19 @@ pub fn readable<const N: usize>(
     }
 }
 
+/// Gives the calling thread, and all that it starts from now on, a network namespace of their own.
+pub fn own_network() -> io::Result<()> {
+    // SAFETY: unshare takes flags and touches no memory of ours.
+    checked(i64::from(unsafe { libc::unshare(libc::CLONE_NEWNET) })).map(drop)
+}
+
+/// Clock ticks in a second, as /proc counts CPU time.
+pub fn ticks_per_second() -> u64 {
+    // SAFETY: sysconf takes a number and touches no memory of ours.
+    let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    u64::try_from(ticks).unwrap_or(100).max(1)
+}
+
 /// The type of the file system that holds `path` (`f_type` of statfs).
 pub fn filesystem(path: &Path) -> io::Result<i64> {
     let path = CString::new(path.as_os_str().as_bytes())?;

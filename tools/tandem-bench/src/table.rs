@@ -3,16 +3,16 @@
 /// One block of a table: a measure, and a line for each VMM.
 #[derive(Debug)]
 pub struct Table {
-    columns: Vec<&'static str>,
+    columns: Vec<String>,
     /// A title without cells, or a name with one cell for each column.
     lines: Vec<(String, Option<Vec<String>>)>,
 }
 
 impl Table {
     /// With these columns after the names.
-    pub fn new(columns: &[&'static str]) -> Self {
+    pub fn new(columns: &[&str]) -> Self {
         Self {
-            columns: columns.to_vec(),
+            columns: columns.iter().map(|&column| column.to_owned()).collect(),
             lines: Vec::new(),
         }
     }

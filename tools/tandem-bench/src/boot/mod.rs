@@ -1,30 +1,29 @@
 //! `boot`: cold boots of every VMM, a fresh process each, interleaved in random order.
 //!
-//! [`adapters`] knows how to start each VMM, [`sample`] measures one boot, [`entry`] sees the first vCPU entry, [`report`]
-//! makes the table and the JSON document.
+//! [`sample`] measures one boot, [`entry`] sees the first vCPU entry, [`report`] makes the table and the JSON document.
 
-mod adapters;
 mod entry;
 mod report;
 mod sample;
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use self::adapters::{Adapter, Guest, Launch};
 use self::entry::EntryTrace;
 use self::report::{Report, Results};
-use self::sample::Failure;
-use crate::binary::{FileFacts, Program};
+use crate::adapters::{Guest, Launch};
+use crate::binary::FileFacts;
+use crate::document::{Document, unix_time};
 use crate::environment::Environment;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::process::Failure;
 use crate::random::Random;
 use crate::signals;
-use crate::stage::{self, Stage, StagedProgram};
+use crate::stage::{Stage, StagedProgram};
+use crate::vmms::{self, Vmm};
 
 /// A VMM whose first boots fail is given up, so that the others' turn comes.
 const ATTEMPTS: usize = 2;
@@ -112,9 +111,8 @@ struct Contender {
 /// # Errors
 /// What keeps anything from being measured.
 pub fn run(args: &Args) -> Result<ExitCode> {
-    let vmms = named_vmms(args)?;
-    // Opened now: an hour of boots shall not end with "cannot write".
-    let json = args.json.as_deref().map(create).transpose()?;
+    let vmms = vmms::named(&args.tandem, &args.vmms)?;
+    let json = args.json.as_deref().map(Document::create).transpose()?;
     let seed = args
         .seed
         .unwrap_or_else(|| unix_time().subsec_nanos().into());
@@ -131,6 +129,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         boot_args: args.boot_args.clone(),
         vcpus: args.vcpus,
         memory_mib: args.memory,
+        disk: None,
+        net: None,
     };
     let trace = match args.no_tracepoint {
         true => Err("--no-tracepoint".to_owned()),
@@ -142,9 +142,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         ));
     }
     let mut contenders = Vec::new();
-    for (name, path, adapter) in vmms {
+    for vmm in vmms {
         let dir = stage.subdirectory(&format!("vmm-{}", contenders.len()))?;
-        contenders.push(Contender::new(name, &path, adapter, &guest, &dir));
+        contenders.push(Contender::new(vmm, &guest, &dir));
     }
     let copied =
         |contender: &&Contender| matches!(&contender.launch, Some((program, _)) if program.copied);
@@ -181,11 +181,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     };
     // Who reads the table may have had enough of it.
     let _ = io::stdout().write_all(report.text().as_bytes());
-    if let (Some(mut file), Some(path)) = (json, &args.json) {
-        serde_json::to_writer_pretty(&mut file, &report)
-            .map_err(io::Error::from)
-            .and_then(|()| file.write_all(b"\n"))
-            .map_err(|error| Error::file("write", path, &error))?;
+    if let Some(json) = json {
+        json.write(&report)?;
     }
     let failed = report.vmms.iter().any(|vmm| !vmm.failures.is_empty());
     Ok(match (complete, failed) {
@@ -221,7 +218,7 @@ fn measure(
             progress(counted, args.rounds, &results.name, &outcome);
             match (outcome, counted) {
                 (Err(Failure::Interrupted), _) => return false,
-                (Err(Failure::Boot(why)), _) => results.failures.push(why),
+                (Err(Failure::Vm(why)), _) => results.failures.push(why),
                 (Ok(_), None) => {}
                 (Ok(mut sample), Some(round)) => {
                     sample.round = Some(round as usize);
@@ -251,164 +248,33 @@ fn progress(
     let outcome = match outcome {
         Ok(sample) => format!("{:.3} s", sample.exit_us as f64 / 1e6),
         Err(Failure::Interrupted) => "interrupted".into(),
-        Err(Failure::Boot(_)) => "FAILED".into(),
+        Err(Failure::Vm(_)) => "FAILED".into(),
     };
     eprint!("\r\x1b[K[{round}] {name}: {outcome}");
 }
 
 impl Contender {
     /// A VMM that cannot be started is one, too: its row says why.
-    fn new(
-        name: String,
-        path: &Path,
-        adapter: &'static dyn Adapter,
-        guest: &Guest,
-        dir: &Path,
-    ) -> Self {
+    fn new(vmm: Vmm, guest: &Guest, dir: &Path) -> Self {
+        let prepared = vmm.prepare(guest, dir);
         let mut results = Results {
-            name,
-            kind: adapter.kind(),
-            program: None,
-            command: Vec::new(),
-            library_path: None,
-            boot_args: adapter.command_line(guest),
+            name: vmm.name,
+            kind: vmm.adapter.kind(),
+            program: prepared.program,
+            command: prepared.command,
+            library_path: prepared.library_path,
+            boot_args: vmm.adapter.command_line(guest),
             summary: BTreeMap::new(),
             samples: Vec::new(),
             failures: Vec::new(),
         };
-        let mut prepare = || {
-            let program = results.program.insert(Program::of(path)?);
-            let staged = stage::program(&program.file.path, dir)?;
-            let launch = adapter.launch(guest, dir, &program.file.path)?;
-            Ok::<_, Error>((staged, launch))
-        };
-        let launch = match prepare() {
-            Ok((staged, launch)) => {
-                results.command = [staged.path.clone().into_os_string()]
-                    .iter()
-                    .chain(&launch.arguments)
-                    .map(|argument| argument.to_string_lossy().into_owned())
-                    .collect();
-                let libraries = staged.libraries.as_ref();
-                results.library_path = libraries.map(|path| path.display().to_string());
-                Some((staged, launch))
-            }
-            Err(error) => {
-                results.failures.push(error.to_string());
+        let launch = match prepared.launch {
+            Ok(launch) => Some(launch),
+            Err(why) => {
+                results.failures.push(why);
                 None
             }
         };
         Self { launch, results }
-    }
-}
-
-/// Tandem first: it is what the others are compared with.
-fn named_vmms(args: &Args) -> Result<Vec<(String, PathBuf, &'static dyn Adapter)>> {
-    let mut vmms = vec![(
-        "tandem".to_owned(),
-        args.tandem.clone(),
-        adapters::infer("tandem", &args.tandem)?,
-    )];
-    for text in &args.vmms {
-        let (name, path) = match text.split_once('=') {
-            Some((name, path)) => (name.to_owned(), PathBuf::from(path)),
-            None => {
-                let path = PathBuf::from(text);
-                let name = path.file_name().unwrap_or_default().to_string_lossy();
-                (name.into_owned(), path)
-            }
-        };
-        let path = in_path(&path);
-        let adapter = adapters::infer(&name, &path)?;
-        // One named just "tandem" is to be measured in place of this tree's.
-        match vmms.iter_mut().position(|(known, ..)| *known == name) {
-            Some(0)
-                if args
-                    .vmms
-                    .iter()
-                    .filter(|text| text.starts_with("tandem="))
-                    .count()
-                    < 2 =>
-            {
-                vmms[0] = (name, path, adapter);
-            }
-            Some(_) => {
-                return Err(Error::new(format!(
-                    "--vmm {text}: the name {name} is taken; give each VMM its own"
-                )));
-            }
-            None => vmms.push((name, path, adapter)),
-        }
-    }
-    Ok(vmms)
-}
-
-/// A name without a slash is searched for as a shell would.
-fn in_path(path: &Path) -> PathBuf {
-    if path.components().count() > 1 || path.exists() {
-        return path.to_owned();
-    }
-    std::env::var_os("PATH")
-        .iter()
-        .flat_map(std::env::split_paths)
-        .map(|dir| dir.join(path))
-        .find(|file| file.is_file())
-        .unwrap_or_else(|| path.to_owned())
-}
-
-fn create(path: &Path) -> Result<fs::File> {
-    fs::File::create(path).map_err(|error| Error::file("write to", path, &error))
-}
-
-fn unix_time() -> Duration {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn args(vmms: &[&str]) -> Args {
-        #[derive(clap::Parser)]
-        struct Wrapper {
-            #[command(flatten)]
-            args: Args,
-        }
-        let fixed = [
-            "bench",
-            "--kernel",
-            "k",
-            "--initrd",
-            "i",
-            "--tandem",
-            "/t/tandem-vmm",
-        ];
-        let given = vmms.iter().flat_map(|vmm| ["--vmm", vmm]);
-        let wrapper: Wrapper = clap::Parser::parse_from(fixed.into_iter().chain(given));
-        wrapper.args
-    }
-
-    #[test]
-    fn vmms_have_names_paths_and_kinds() {
-        let vmms = named_vmms(&args(&["qemu=/q", "/opt/firecracker", "tandem-old=/old"])).unwrap();
-        let told: Vec<_> = vmms
-            .iter()
-            .map(|(name, path, adapter)| (name.as_str(), path.to_str().unwrap(), adapter.kind()))
-            .collect();
-        assert_eq!(
-            told,
-            [
-                ("tandem", "/t/tandem-vmm", "tandem"),
-                ("qemu", "/q", "qemu"),
-                ("firecracker", "/opt/firecracker", "firecracker"),
-                ("tandem-old", "/old", "tandem"),
-            ]
-        );
-        let replaced = named_vmms(&args(&["tandem=/mine"])).unwrap();
-        assert_eq!((replaced.len(), replaced[0].1.to_str()), (1, Some("/mine")));
-        assert!(named_vmms(&args(&["qemu=/a", "qemu=/b"])).is_err());
-        assert!(named_vmms(&args(&["what=/a"])).is_err());
     }
 }

@@ -4,26 +4,20 @@
 //! standard output of the VMM. At that moment the process is stopped, its memory is looked at, and it goes on; the time
 //! that this took is taken off what comes after.
 
-use std::ffi::OsString;
 use std::fs;
-use std::io::Read;
-use std::os::fd::AsFd;
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{ChildStderr, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::adapters::{Guest, Launch, START_TIME_US};
 use super::entry::EntryTrace;
+use crate::adapters::{Guest, Launch};
+use crate::process::{Failure, Running, failed};
 use crate::smaps::{self, Memory};
 use crate::stage::StagedProgram;
-use crate::{signals, sys};
+use crate::sys;
 
 /// What the guest's init prints first.
 const USER_SPACE: &[u8] = b"TANDEM-GUEST";
-/// Of the output, this much is kept to find that in and to explain a failure with.
-const KEPT: usize = 4096;
 
 /// One boot's numbers. Times are microseconds since time zero, without the time of looking at memory.
 #[derive(Clone, Debug, Serialize)]
@@ -68,25 +62,6 @@ struct Timeline {
     marks: Vec<Mark>,
 }
 
-/// Why there is no sample.
-#[derive(Debug)]
-pub enum Failure {
-    /// A signal ended the measuring.
-    Interrupted,
-    /// The boot failed.
-    Boot(String),
-}
-
-impl From<String> for Failure {
-    fn from(text: String) -> Self {
-        Self::Boot(text)
-    }
-}
-
-fn failed(doing: &'static str) -> impl Fn(std::io::Error) -> Failure {
-    move |error| Failure::Boot(format!("cannot {doing}: {error}"))
-}
-
 /// Boots once.
 pub fn boot(
     program: &StagedProgram,
@@ -98,38 +73,19 @@ pub fn boot(
     if let Some(trace) = trace {
         trace.arm()?;
     }
-    let mut command = Command::new(&program.path);
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        // Ctrl-C is for us to handle.
-        .process_group(0);
-    if let Some(libraries) = &program.libraries {
-        command.env("LD_LIBRARY_PATH", libraries);
-    }
     let zero_ns = sys::monotonic_ns();
-    command.args(arguments(launch, zero_ns / 1_000));
-    let mut child = command.spawn().map_err(failed("start it"))?;
-    let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
-        return Err(Failure::Boot("its output cannot be read".into()));
-    };
-    let mut running = Running {
-        pid: child.id() as i32,
-        over: false,
-        zero_ns,
-        stdout,
-        stderr,
-        output: Vec::new(),
-        messages: Vec::new(),
-        user_space: None,
-    };
-    let exit_ns = running.watch(guest, limit)?;
-    let ended = sys::wait(running.pid).map_err(failed("wait for it"))?;
-    running.over = true;
-    let status = ExitStatus::from_raw(ended.status);
+    let start_us = (zero_ns / 1_000).to_string();
+    let mut running = Running::start(program, launch.arguments_at(&start_us), zero_ns)?;
+    let mut user_space = None;
+    let exit_ns = running.watch(limit, |seen| {
+        if user_space.is_none() && contains(seen.last, USER_SPACE) {
+            user_space = Some(look(seen.pid, seen.at_ns, guest)?);
+        }
+        Ok(())
+    })?;
+    let (status, ended) = running.wait()?;
     let good = |code: i32| launch.good_exits.contains(&code);
-    let Some(user_space) = running.user_space.take() else {
+    let Some(user_space) = user_space else {
         let why = running.last_words();
         return Err(format!("ended before the guest's user space, with {status}: {why}").into());
     };
@@ -152,19 +108,9 @@ pub fn boot(
         cpu_system_us: ended.system_us,
         minor_faults: ended.minor_faults,
         memory: user_space.memory.ok_or_else(|| {
-            Failure::Boot("its guest memory was not found among its mappings".into())
+            Failure::Vm("its guest memory was not found among its mappings".into())
         })?,
         timeline: launch.timeline.as_deref().map(read_timeline).transpose()?,
-    })
-}
-
-fn arguments(launch: &Launch, zero_us: u64) -> impl Iterator<Item = OsString> {
-    launch.arguments.iter().map(move |argument| {
-        if argument == START_TIME_US {
-            zero_us.to_string().into()
-        } else {
-            argument.clone()
-        }
     })
 }
 
@@ -173,7 +119,7 @@ fn read_timeline(path: &std::path::Path) -> Result<Vec<Mark>, Failure> {
     // Not the next boot's, should that one write none.
     let _ = fs::remove_file(path);
     let timeline: Timeline = serde_json::from_slice(&text)
-        .map_err(|error| Failure::Boot(format!("its timeline is not as expected: {error}")))?;
+        .map_err(|error| Failure::Vm(format!("its timeline is not as expected: {error}")))?;
     Ok(timeline.marks)
 }
 
@@ -183,126 +129,21 @@ struct UserSpace {
     memory: Option<Memory>,
 }
 
-struct Running {
-    pid: i32,
-    /// It was waited for: the number may be another process's by now.
-    over: bool,
-    zero_ns: u64,
-    stdout: ChildStdout,
-    stderr: ChildStderr,
-    output: Vec<u8>,
-    messages: Vec<u8>,
-    user_space: Option<UserSpace>,
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        if !self.over {
-            // It may just have ended; then there is nothing to kill, but still one to wait for.
-            let _ = sys::kill(self.pid, libc::SIGKILL);
-            let _ = sys::wait(self.pid);
-        }
-    }
-}
-
-impl Running {
-    /// Follows the process to its end, and gives the time of that.
-    fn watch(&mut self, guest: &Guest, limit: Duration) -> Result<u64, Failure> {
-        let pidfd = sys::pidfd(self.pid).map_err(failed("watch it"))?;
-        let (mut open_out, mut open_err) = (true, true);
-        let mut exit_ns = None;
-        loop {
-            let left =
-                limit.saturating_sub(Duration::from_nanos(sys::monotonic_ns() - self.zero_ns));
-            let left = if exit_ns.is_some() {
-                Duration::ZERO
-            } else {
-                left
-            };
-            let fds = [
-                open_out.then(|| self.stdout.as_fd()),
-                open_err.then(|| self.stderr.as_fd()),
-                exit_ns.is_none().then(|| pidfd.as_fd()),
-            ];
-            let [out, err, end] = sys::readable(fds, left).map_err(failed("watch it"))?;
-            let now = sys::monotonic_ns();
-            if out {
-                open_out = read_some(&mut self.stdout, &mut self.output)?;
-                if self.user_space.is_none() && contains(&self.output, USER_SPACE) {
-                    self.user_space = Some(self.look(now, guest)?);
-                }
-            }
-            if err {
-                open_err = read_some(&mut self.stderr, &mut self.messages)?;
-            }
-            if end {
-                exit_ns = Some(now);
-            }
-            if out || err || end {
-                continue;
-            }
-            // Nothing more is there to be read.
-            if let Some(exit_ns) = exit_ns {
-                return Ok(exit_ns);
-            }
-            if signals::stopped() {
-                return Err(Failure::Interrupted);
-            }
-            if left.is_zero() {
-                let seconds = limit.as_secs();
-                let why = self.last_words();
-                return Err(format!("not over after {seconds} s (--time-limit): {why}").into());
-            }
-        }
-    }
-
-    /// Stops the process, looks at its memory, and lets it go on.
-    fn look(&self, at_ns: u64, guest: &Guest) -> Result<UserSpace, Failure> {
-        let from_ns = sys::monotonic_ns();
-        sys::kill(self.pid, libc::SIGSTOP).map_err(failed("stop it"))?;
-        let stopped = sys::wait_stopped(self.pid).map_err(failed("stop it"))?;
-        let smaps = fs::read_to_string(format!("/proc/{}/smaps", self.pid)).unwrap_or_default();
-        sys::kill(self.pid, libc::SIGCONT).map_err(failed("continue it"))?;
-        let stopped_ns = sys::monotonic_ns() - from_ns;
-        let kernel = guest.kernel.to_string_lossy();
-        let initrd = guest.initrd.to_string_lossy();
-        Ok(UserSpace {
-            at_ns,
-            stopped_ns,
-            memory: smaps::split(&smaps, guest.memory_mib, &[&kernel, &initrd]).filter(|_| stopped),
-        })
-    }
-
-    /// What it said last, on standard error if it said anything there.
-    fn last_words(&self) -> String {
-        let text = if self.messages.is_empty() {
-            &self.output
-        } else {
-            &self.messages
-        };
-        let text = String::from_utf8_lossy(text);
-        let lines: Vec<_> = text
-            .lines()
-            .map(str::trim)
-            .filter(|line| !line.is_empty())
-            .collect();
-        match lines[lines.len().saturating_sub(3)..].join(" / ") {
-            words if words.is_empty() => "it said nothing".into(),
-            words => format!("it said: {words}"),
-        }
-    }
-}
-
-/// False at the end.
-fn read_some(from: &mut impl Read, to: &mut Vec<u8>) -> Result<bool, Failure> {
-    let mut buffer = [0; KEPT];
-    let count = from.read(&mut buffer).map_err(failed("read its output"))?;
-    to.extend_from_slice(&buffer[..count]);
-    // At the next reading, a line that is cut here is still whole.
-    if to.len() > 2 * KEPT {
-        to.drain(..to.len() - KEPT);
-    }
-    Ok(count > 0)
+/// Stops the process, looks at its memory, and lets it go on.
+fn look(pid: i32, at_ns: u64, guest: &Guest) -> Result<UserSpace, Failure> {
+    let from_ns = sys::monotonic_ns();
+    sys::kill(pid, libc::SIGSTOP).map_err(failed("stop it"))?;
+    let stopped = sys::wait_stopped(pid).map_err(failed("stop it"))?;
+    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default();
+    sys::kill(pid, libc::SIGCONT).map_err(failed("continue it"))?;
+    let stopped_ns = sys::monotonic_ns() - from_ns;
+    let kernel = guest.kernel.to_string_lossy();
+    let initrd = guest.initrd.to_string_lossy();
+    Ok(UserSpace {
+        at_ns,
+        stopped_ns,
+        memory: smaps::split(&smaps, guest.memory_mib, &[&kernel, &initrd]).filter(|_| stopped),
+    })
 }
 
 fn contains(text: &[u8], wanted: &[u8]) -> bool {
@@ -312,6 +153,7 @@ fn contains(text: &[u8], wanted: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::adapters::START_TIME_US;
 
     fn script(text: &str) -> Result<Sample, Failure> {
         let program = StagedProgram {
@@ -330,13 +172,15 @@ mod tests {
             boot_args: String::new(),
             vcpus: 1,
             memory_mib: 128,
+            disk: None,
+            net: None,
         };
         boot(&program, &launch, &guest, None, Duration::from_secs(2))
     }
 
     fn why(text: &str) -> String {
         match script(text) {
-            Err(Failure::Boot(text)) => text,
+            Err(Failure::Vm(text)) => text,
             other => panic!("{other:?}"),
         }
     }
