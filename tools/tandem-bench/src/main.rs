@@ -6,7 +6,7 @@
 //! What the subcommands share: [`vmms`] and [`adapters`] for how to start each VMM, [`process`] for one that runs;
 //! [`stats`], [`table`] and [`document`] for results, [`environment`] and [`binary`] for what they were measured on,
 //! [`stage`] for files that shall not be read from a slow disk, [`smaps`] for memory, [`signals`] for Ctrl-C, [`random`]
-//! for a reproducible order.
+//! for a reproducible order, [`tracefs`] for what the kernel can tell.
 
 mod adapters;
 mod binary;
@@ -23,6 +23,7 @@ mod stage;
 mod stats;
 mod sys;
 mod table;
+mod tracefs;
 mod vmms;
 
 use std::process::ExitCode;

@@ -2,8 +2,10 @@
 //!
 //! Each VM is a fresh one and does all [`jobs`], told by its own initramfs ([`overlay`], [`cpio`]) and answering over its
 //! console ([`sample`]). [`disk`] makes the image that all have in turn, [`network`] the host's side of the network, and
-//! [`peer`] is both ends of the network jobs that iperf3 has no mode for. [`report`] makes the table and the document.
+//! [`peer`] is both ends of the network jobs that iperf3 has no mode for. [`calls`] counts system calls, [`report`] makes the table and the
+//! document.
 
+mod calls;
 mod cpio;
 mod disk;
 mod jobs;
@@ -18,6 +20,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use self::calls::Calls;
 use self::disk::Image;
 use self::jobs::{JOBS, Job, Part};
 use self::network::Network;
@@ -100,6 +103,10 @@ pub struct Args {
     /// The same VMM again, told something else (below): of the jobs, only those that it concerns
     #[arg(long = "variant", value_name = "NAME:KEY=VALUE,...")]
     variants: Vec<String>,
+
+    /// In one more round, count the system calls that each VMM makes
+    #[arg(long)]
+    count_calls: bool,
 
     /// Tandem's VM process [default: built from this tree]
     #[arg(long, value_name = "PATH")]
@@ -247,7 +254,13 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         notes.push("programs on 9p, and their libraries, were copied to memory first".into());
     }
 
-    let complete = measure(args.rounds, seed, &ground, &jobs, &mut contenders);
+    let mut complete = measure(args.rounds, seed, &ground, &jobs, &mut contenders);
+    if args.count_calls && complete {
+        match Calls::new() {
+            Ok(calls) => complete = count(&calls, &ground, &mut contenders),
+            Err(why) => notes.push(format!("--count-calls: {why}")),
+        }
+    }
     drop(ground);
     let vmms: Vec<Results> = contenders
         .into_iter()
@@ -368,7 +381,7 @@ fn measure(
             if mine.is_empty() {
                 continue;
             }
-            let outcome = ground.one(program, launch, &mine);
+            let outcome = ground.one(program, launch, &mine, None);
             progress(round, rounds, &results.name, &outcome);
             match outcome {
                 Err(Failure::Interrupted) => return false,
@@ -384,6 +397,25 @@ fn measure(
     }
     if io::stderr().is_terminal() {
         eprint!("\r\x1b[K");
+    }
+    true
+}
+
+/// The round in which system calls are counted; false if a signal ended it.
+fn count(calls: &Calls, ground: &Ground, contenders: &mut [Contender]) -> bool {
+    for contender in contenders {
+        let results = &mut contender.results;
+        let Some((program, launch)) = &contender.launch else {
+            continue;
+        };
+        if results.samples.is_empty() {
+            continue;
+        }
+        match ground.one(program, launch, &contender.jobs, Some(calls)) {
+            Err(Failure::Interrupted) => return false,
+            Err(Failure::Vm(why)) => results.failures.push(why),
+            Ok(sample) => results.counted = Some(sample),
+        }
     }
     true
 }
@@ -412,6 +444,7 @@ impl Ground {
         program: &StagedProgram,
         launch: &Launch,
         jobs: &[&'static Job],
+        calls: Option<&Calls>,
     ) -> std::result::Result<Sample, Failure> {
         if signals::stopped() {
             return Err(Failure::Interrupted);
@@ -429,7 +462,7 @@ impl Ground {
             Some(network) => Some(network.for_one_vm()?),
             None => None,
         };
-        sample::run(program, launch, jobs, self.limit)
+        sample::run(program, launch, jobs, calls, self.limit)
     }
 }
 
@@ -445,6 +478,7 @@ impl Contender {
             library_path: prepared.library_path,
             boot_args: vmm.adapter.command_line(guest),
             samples: Vec::new(),
+            counted: None,
             failures: Vec::new(),
         };
         let launch = match prepared.launch {

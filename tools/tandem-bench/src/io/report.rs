@@ -12,6 +12,9 @@ use crate::table::Table;
 /// Version of the JSON document; raised when a field changes its meaning.
 pub const VERSION: u32 = 1;
 
+/// Calls of which there are fewer for each operation are not shown.
+const RARE: f64 = 0.05;
+
 /// The whole document.
 #[derive(Debug, Serialize)]
 pub struct Report {
@@ -79,6 +82,8 @@ pub struct Results {
     pub boot_args: String,
     /// Guests that got to their end.
     pub samples: Vec<Sample>,
+    /// One more, whose system calls were counted: its figures are not comparable.
+    pub counted: Option<Sample>,
     /// What went wrong with others, and with single jobs.
     pub failures: Vec<String>,
 }
@@ -224,6 +229,7 @@ impl Report {
                 }
             );
         }
+        text += &self.calls(jobs);
         text.push('\n');
         let width = self.vmms.iter().map(|vmm| vmm.name.len()).max();
         let width = width.unwrap_or(0);
@@ -254,6 +260,49 @@ impl Report {
         }
         for note in &self.notes {
             text += &format!("Note: {note}\n");
+        }
+        text
+    }
+
+    /// System calls for each operation, the most frequent first.
+    fn calls(&self, jobs: &[&Job]) -> String {
+        let mut text = String::new();
+        let width = self.vmms.iter().map(|vmm| vmm.name.len()).max();
+        let width = width.unwrap_or(0);
+        for job in jobs {
+            let Some(figure) = job.figures.first() else {
+                continue;
+            };
+            let mut lines = String::new();
+            for vmm in &self.vmms {
+                let counted = vmm.counted.as_ref();
+                let Some(sample) = counted.and_then(|sample| sample.jobs.get(job.key)) else {
+                    continue;
+                };
+                let Some(rate) = sample.figures.get(figure.key) else {
+                    continue;
+                };
+                let operations = sample.wall_ms / 1e3 * rate;
+                let per = |count: u64| count as f64 / operations;
+                let mut calls: Vec<_> = sample.calls.iter().collect();
+                calls.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
+                let all = per(calls.iter().map(|(_, count)| **count).sum());
+                let each: Vec<_> = calls
+                    .into_iter()
+                    .map(|(name, &count)| (name, per(count)))
+                    .filter(|(_, per)| *per >= RARE)
+                    .map(|(name, per)| format!("{name} {per:.2}"))
+                    .collect();
+                lines += &format!("  {:width$}  {all:.2}: {}\n", vmm.name, each.join(", "));
+            }
+            if !lines.is_empty() {
+                let what = figure.operation.unwrap_or("operation");
+                text += &format!("{}, by {what}\n{lines}", job.key);
+            }
+        }
+        if !text.is_empty() {
+            let title = "\nSystem calls of the VMM's process, counted in one more round\n";
+            text.insert_str(0, title);
         }
         text
     }
@@ -335,6 +384,7 @@ mod tests {
             guest_wall_ms: 2000.0,
             cpu_ms: 1000.0,
             kvm: BTreeMap::from([("exits", 4000)]),
+            calls: BTreeMap::from([("ioctl".into(), 800), ("read".into(), 6)]),
             output: serde_json::Value::Null,
         };
         Sample {
@@ -355,6 +405,7 @@ mod tests {
             command: Vec::new(),
             library_path: None,
             boot_args: String::new(),
+            counted: samples.first().cloned(),
             samples,
             failures: Vec::new(),
         }
@@ -417,6 +468,8 @@ mod tests {
         assert!(!text.contains("99th percentile"), "nobody has it: {text}");
         assert!(text.contains("FAILED: other, 1 times"), "{text}");
         assert!(text.contains("too few"), "{text}");
+        // 806 calls in two seconds of 200 operations each.
+        assert!(text.contains("  tandem  2.02: ioctl 2.00\n"), "{text}");
     }
 
     #[test]

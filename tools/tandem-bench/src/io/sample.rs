@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::calls::Calls;
 use super::jobs::Job;
 use crate::adapters::Launch;
 use crate::process::{Failure, Running, Seen};
@@ -51,6 +52,9 @@ pub struct JobSample {
     pub cpu_ms: f64,
     /// KVM's counters for this VM in that time, where debugfs has them.
     pub kvm: BTreeMap<&'static str, u64>,
+    /// System calls of the VMM's threads in that time, where they were counted.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub calls: BTreeMap<String, u64>,
     /// What its program printed.
     pub output: serde_json::Value,
 }
@@ -72,13 +76,14 @@ pub fn run(
     program: &StagedProgram,
     launch: &Launch,
     jobs: &[&'static Job],
+    calls: Option<&Calls>,
     limit: Duration,
 ) -> Result<Sample, Failure> {
     let zero_ns = sys::monotonic_ns();
     let start_us = (zero_ns / 1_000).to_string();
     let mut running = Running::start(program, launch.arguments_at(&start_us), zero_ns)?;
     let mut console = Console::new(jobs);
-    running.watch(limit, |seen| console.take(seen))?;
+    running.watch(limit, |seen| console.take(seen, calls))?;
     let (status, _) = running.wait()?;
     if let Some(error) = console.error {
         return Err(error.into());
@@ -102,6 +107,8 @@ struct Account {
     at_ns: u64,
     cpu_ms: f64,
     kvm: BTreeMap<&'static str, u64>,
+    /// Since the last account.
+    calls: BTreeMap<String, u64>,
 }
 
 impl Account {
@@ -112,6 +119,7 @@ impl Account {
             at_ns,
             cpu_ms: ticks as f64 * 1e3 / sys::ticks_per_second() as f64,
             kvm: kvm_counters(pid),
+            calls: BTreeMap::new(),
         }
     }
 }
@@ -207,14 +215,22 @@ impl Console {
         }
     }
 
-    fn take(&mut self, seen: Seen) -> Result<(), Failure> {
-        self.take_with(seen.new, || Account::of(seen.pid, seen.at_ns))
+    fn take(&mut self, seen: Seen, calls: Option<&Calls>) -> Result<(), Failure> {
+        self.take_with(seen.new, |begins| {
+            let mut account = Account::of(seen.pid, seen.at_ns);
+            match calls {
+                Some(calls) if begins => calls.clear()?,
+                Some(calls) => account.calls = calls.of(seen.pid)?,
+                None => {}
+            }
+            Ok(account)
+        })
     }
 
     fn take_with(
         &mut self,
         bytes: &[u8],
-        mut account: impl FnMut() -> Account,
+        mut account: impl FnMut(bool) -> Result<Account, String>,
     ) -> Result<(), Failure> {
         for &byte in bytes {
             if byte != b'\n' {
@@ -237,7 +253,7 @@ impl Console {
                 "TANDEM-JOB" => {
                     let (name, uptime) = rest.split_once(' ').unwrap_or_default();
                     let uptime = uptime.parse().unwrap_or(f64::NAN);
-                    let begin = account();
+                    let begin = account(true)?;
                     self.mark(&begin, uptime);
                     self.current = Some(Current {
                         name: name.to_owned(),
@@ -252,7 +268,7 @@ impl Console {
                     let uptime = words.next().and_then(|text| text.parse().ok());
                     let uptime = uptime.unwrap_or(f64::NAN);
                     let status = words.next().unwrap_or_default().to_owned();
-                    let end = account();
+                    let end = account(false)?;
                     self.mark(&end, uptime);
                     if let Some(current) = &mut self.current {
                         current.end = Some((end, uptime, status));
@@ -348,6 +364,7 @@ impl Console {
             guest_wall_ms,
             cpu_ms: end.cpu_ms - begin.cpu_ms,
             kvm,
+            calls: end.calls,
             output: serde_json::from_str(&output).unwrap_or_default(),
         };
         Ok((job.key, sample))
@@ -364,13 +381,14 @@ mod tests {
         let jobs: Vec<_> = JOBS.iter().collect();
         let mut console = Console::new(&jobs);
         let mut time = 0;
-        let mut account = || {
+        let mut account = |_| {
             time += 1;
-            Account {
+            Ok(Account {
                 at_ns: time * 1_000_000_000,
                 cpu_ms: time as f64 * 10.0,
                 kvm: BTreeMap::from([("exits", time * 1000)]),
-            }
+                calls: BTreeMap::new(),
+            })
         };
         for piece in text.as_bytes().chunks(7) {
             console.take_with(piece, &mut account).unwrap();
