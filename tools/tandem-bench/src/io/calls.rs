@@ -25,12 +25,7 @@ impl Calls {
         Ok(Self(trace))
     }
 
-    /// Begins anew.
-    pub fn clear(&self) -> Result<(), String> {
-        self.0.write(TRIGGER, &format!("{KEYS}:clear"))
-    }
-
-    /// Calls of a process since then, by their names.
+    /// Calls that the threads of a process have made since then, by their names.
     pub fn of(&self, pid: i32) -> Result<BTreeMap<String, u64>, String> {
         let text = self.0.read(HISTOGRAM);
         let text =

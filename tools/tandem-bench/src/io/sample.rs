@@ -107,7 +107,6 @@ struct Account {
     at_ns: u64,
     cpu_ms: f64,
     kvm: BTreeMap<&'static str, u64>,
-    /// Since the last account.
     calls: BTreeMap<String, u64>,
 }
 
@@ -168,6 +167,17 @@ fn kvm_counters(pid: i32) -> BTreeMap<&'static str, u64> {
         .collect()
 }
 
+fn difference<K: Ord>(end: BTreeMap<K, u64>, begin: &BTreeMap<K, u64>) -> BTreeMap<K, u64> {
+    let since = |key: &K, end: u64| end.saturating_sub(begin.get(key).copied().unwrap_or(0));
+    end.into_iter()
+        .map(|(key, value)| {
+            let value = since(&key, value);
+            (key, value)
+        })
+        .filter(|(_, value)| *value > 0)
+        .collect()
+}
+
 /// The guest's console: see guest-init.sh.
 struct Console {
     jobs: Vec<&'static Job>,
@@ -216,12 +226,10 @@ impl Console {
     }
 
     fn take(&mut self, seen: Seen, calls: Option<&Calls>) -> Result<(), Failure> {
-        self.take_with(seen.new, |begins| {
+        self.take_with(seen.new, || {
             let mut account = Account::of(seen.pid, seen.at_ns);
-            match calls {
-                Some(calls) if begins => calls.clear()?,
-                Some(calls) => account.calls = calls.of(seen.pid)?,
-                None => {}
+            if let Some(calls) = calls {
+                account.calls = calls.of(seen.pid)?;
             }
             Ok(account)
         })
@@ -230,7 +238,7 @@ impl Console {
     fn take_with(
         &mut self,
         bytes: &[u8],
-        mut account: impl FnMut(bool) -> Result<Account, String>,
+        mut account: impl FnMut() -> Result<Account, String>,
     ) -> Result<(), Failure> {
         for &byte in bytes {
             if byte != b'\n' {
@@ -253,7 +261,7 @@ impl Console {
                 "TANDEM-JOB" => {
                     let (name, uptime) = rest.split_once(' ').unwrap_or_default();
                     let uptime = uptime.parse().unwrap_or(f64::NAN);
-                    let begin = account(true)?;
+                    let begin = account()?;
                     self.mark(&begin, uptime);
                     self.current = Some(Current {
                         name: name.to_owned(),
@@ -268,7 +276,7 @@ impl Console {
                     let uptime = words.next().and_then(|text| text.parse().ok());
                     let uptime = uptime.unwrap_or(f64::NAN);
                     let status = words.next().unwrap_or_default().to_owned();
-                    let end = account(false)?;
+                    let end = account()?;
                     self.mark(&end, uptime);
                     if let Some(current) = &mut self.current {
                         current.end = Some((end, uptime, status));
@@ -347,11 +355,6 @@ impl Console {
         let wall_ms = (end.at_ns - begin.at_ns) as f64 / 1e6;
         let guest_wall_ms = (end_uptime - uptime) * 1e3;
         let figures = job.parse(&output)?;
-        let kvm = end
-            .kvm
-            .iter()
-            .filter_map(|(&name, &value)| Some((name, value.checked_sub(*begin.kvm.get(name)?)?)))
-            .collect();
         let sample = JobSample {
             position,
             figures: job
@@ -363,8 +366,8 @@ impl Console {
             wall_ms,
             guest_wall_ms,
             cpu_ms: end.cpu_ms - begin.cpu_ms,
-            kvm,
-            calls: end.calls,
+            kvm: difference(end.kvm, &begin.kvm),
+            calls: difference(end.calls, &begin.calls),
             output: serde_json::from_str(&output).unwrap_or_default(),
         };
         Ok((job.key, sample))
@@ -381,7 +384,7 @@ mod tests {
         let jobs: Vec<_> = JOBS.iter().collect();
         let mut console = Console::new(&jobs);
         let mut time = 0;
-        let mut account = |_| {
+        let mut account = || {
             time += 1;
             Ok(Account {
                 at_ns: time * 1_000_000_000,
