@@ -93,7 +93,7 @@ impl Tandem {
             let mut interface =
                 json!({ "iface_id": "net", "host_dev_name": net.tap, "guest_mac": net.mac });
             if let Some(vhost) = settings.get("vhost") {
-                interface["vhost"] = json!(*vhost == "on");
+                interface["backend"] = json!(if *vhost == "on" { "vhost-net" } else { "tap" });
             }
             if own_thread {
                 interface["io_thread"] = json!("net");
