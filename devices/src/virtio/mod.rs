@@ -9,6 +9,7 @@
 //! | `worker`      | [`Worker`]: a device with the state that its transport and its loop share  |
 //! | [`rate_limiter`] | bytes and requests in a time                                          |
 //! | [`balloon`]   | memory balloon (5.5)                                                      |
+//! | [`console`]   | console (5.3)                                                             |
 //! | [`pci`]       | the PCI transport (4.1)                                                   |
 //! | [`mmio`]      | the MMIO transport (4.2)                                                  |
 //! | [`block`]     | block device (5.2)                                                        |
@@ -24,6 +25,7 @@
 pub mod balloon;
 pub mod block;
 pub mod chain;
+pub mod console;
 mod front;
 pub mod mmio;
 mod negotiation;
@@ -262,6 +264,8 @@ pub enum Update {
         /// Of what the guest sends.
         tx: RateLimiterConfig,
     },
+    /// The terminal of a [`console::Console`] has another size.
+    ConsoleSize(console::Size),
 }
 
 /// Why a device was not changed.
@@ -286,6 +290,8 @@ pub enum DeviceState {
     Block(block::BlockState),
     /// Of a [`net::Net`].
     Net(net::NetState),
+    /// Of a [`console::Console`].
+    Console(console::ConsoleState),
 }
 
 #[cfg(test)]
