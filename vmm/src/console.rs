@@ -1,10 +1,11 @@
-//! The serial port's other end: terminal, pipe or file.
+//! The other end of serial port and virtio console: terminal, pipe or file.
 //!
 //! Output: vCPU threads put bytes into a buffer and a thread of its own writes them out, so that a guest's print
 //! costs no system call per byte. When the buffer is full the vCPU that wrote waits, holding no lock, until there is room or
-//! it is called to the gate: a stuck reader holds up that vCPU and nobody else, and nothing is lost.
+//! it is called to the gate: a stuck reader holds up that vCPU and nobody else, and nothing is lost. A virtio console's
+//! output stays in its queue instead until the writing thread tells of room. Both may share an output.
 //!
-//! Input: read as the guest takes it. What the serial port does not take stays with the sender.
+//! Input: read as the guest takes it. What it does not take stays with the sender.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Read, Write};
@@ -18,13 +19,16 @@ use std::time::Duration;
 
 use devices::legacy::serial;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::memory::THREAD_STACK;
 use crate::timeline::{Phase, Timeline};
 
 mod terminal;
+mod waking;
 
-pub use terminal::RawTerminal;
+pub use terminal::{RawTerminal, size as terminal_size};
+pub use waking::WakingWriter;
 
 /// Bytes that wait for the writer at most before the guest waits.
 const CAPACITY: usize = 64 * 1024;
@@ -50,6 +54,10 @@ struct Pending {
     closed: bool,
     /// Nobody takes bytes any more.
     broken: bool,
+    /// A [`WakingWriter`]'s way to be told of room.
+    wake: Option<EventFd>,
+    /// It waits for that.
+    wanted: bool,
 }
 
 impl Pending {
@@ -62,9 +70,22 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, Pending> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Adds to what is to be written out.
+    fn append(&self, bytes: &[u8]) -> io::Result<usize> {
+        let mut state = self.lock();
+        if state.broken {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        if state.bytes.is_empty() {
+            self.filled.notify_one();
+        }
+        state.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
 }
 
-/// Where the serial port's output goes, and the thread that writes it.
+/// Where output goes, and the thread that writes it.
 #[derive(Debug)]
 pub struct Output {
     shared: Arc<Shared>,
@@ -72,7 +93,7 @@ pub struct Output {
     writer: Option<JoinHandle<()>>,
 }
 
-/// The guest's side of an [`Output`].
+/// A serial port's side of an [`Output`].
 pub struct OutputWriter {
     shared: Arc<Shared>,
     timeline: Arc<Timeline>,
@@ -194,15 +215,7 @@ impl Write for OutputWriter {
         if mem::take(&mut self.silent) {
             self.timeline.mark(Phase::FirstSerialByte);
         }
-        let mut state = self.shared.lock();
-        if state.broken {
-            return Err(io::ErrorKind::BrokenPipe.into());
-        }
-        if state.bytes.is_empty() {
-            self.shared.filled.notify_one();
-        }
-        state.bytes.extend_from_slice(bytes);
-        Ok(bytes.len())
+        self.shared.append(bytes)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -268,6 +281,7 @@ fn write_out(mut file: File, shared: &Shared) {
             state = shared.lock();
         }
         mem::swap(&mut state.bytes, &mut batch);
+        state.tell_of_room();
         let last = state.closed && batch.is_empty();
         drop(state);
         shared.drained.notify_all();
@@ -280,6 +294,7 @@ fn write_out(mut file: File, shared: &Shared) {
             let mut state = shared.lock();
             state.broken = true;
             state.bytes = Vec::new();
+            state.tell_of_room();
             drop(state);
             shared.drained.notify_all();
             return;
@@ -287,7 +302,7 @@ fn write_out(mut file: File, shared: &Shared) {
     }
 }
 
-/// Where the serial port's input comes from.
+/// Where the guest's input comes from.
 #[derive(Debug)]
 pub struct Input {
     file: File,

@@ -14,7 +14,7 @@
 //! | [`cpu`]     | CPUID, MSRs, registers and local APIC of a vCPU                                |
 //! | [`acpi`]    | the ACPI tables                                                                |
 //! | [`firmware`]| what firmware leaves in low memory: page tables, reset vector                   |
-//! | [`console`] | the serial port's other end: terminal, pipe or file                            |
+//! | [`console`] | the other end of serial port and virtio console: terminal, pipe or file        |
 //! | [`machine`] | building a machine and running it: vCPU threads, pause, stop                   |
 //! | [`run`]     | the main thread's event loop: signals, input, the machine's end                |
 //! | [`timeline`]| when each phase of a boot was reached, in wall and CPU time                    |

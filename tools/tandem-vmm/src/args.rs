@@ -13,8 +13,9 @@ use vmm::config::Level;
     name = "tandem-vmm",
     version,
     after_help = "\
-The guest's serial port is standard input and output. SIGTERM, SIGINT, SIGHUP
-and SIGQUIT press the power button; a second one stops the machine at once.
+The guest's serial port, or its virtio console if it has one, is standard input
+and output. SIGTERM, SIGINT, SIGHUP and SIGQUIT press the power button; a second
+one stops the machine at once.
 SIGUSR1 reads the configuration file again and changes what can be changed
 while the machine runs; SIGUSR2 writes a line to metrics.metrics_path.
 

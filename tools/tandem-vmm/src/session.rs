@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use api_server::config::{self, DocumentError, MAX_BYTES};
 use vmm::config::{LoggerConfig, VmConfig};
-use vmm::console::{Output, append_to};
+use vmm::console::{Output, append_to, terminal_size};
 use vmm::exit::{self, ExitReason};
 use vmm::machine::{BuildError, Host, MachineBuilder};
 use vmm::run::{self, Options, RunError};
@@ -39,7 +39,9 @@ pub enum Failure {
         source: io::Error,
     },
     /// Standard output is closed.
-    #[error("cannot use standard output for the serial port; set serial.serial_out_path")]
+    #[error(
+        "cannot use standard output for the guest's console; set serial.serial_out_path, and console.output_path if there is a console"
+    )]
     Stdout(#[source] io::Error),
     /// The machine cannot be built.
     #[error(transparent)]
@@ -106,27 +108,34 @@ pub fn run(args: &Args, start: Start) -> Result<ExitReason, Failure> {
         append_to(path).map_err(unwritable("metrics.metrics_path", path))
     });
     let metrics = metrics.transpose()?;
-    let serial_path = config
-        .serial
-        .as_ref()
-        .and_then(|serial| serial.serial_out_path.as_deref());
-    let (file, input) = match serial_path {
-        Some(path) => (
-            Output::file(path).map_err(unwritable("serial.serial_out_path", path))?,
-            false,
-        ),
-        None => (Output::stdout().map_err(Failure::Stdout)?, true),
+    let output = Output::new(match config.serial_path() {
+        Some(path) => Output::file(path).map_err(unwritable("serial.serial_out_path", path))?,
+        None => Output::stdout().map_err(Failure::Stdout)?,
+    });
+    // What goes to standard output goes through one thread.
+    let console = match (&config.console, config.console_path()) {
+        (Some(_), Some(path)) => {
+            Some(Output::file(path).map_err(unwritable("console.output_path", path))?)
+        }
+        (Some(_), None) if config.serial_path().is_some() => {
+            Some(Output::stdout().map_err(Failure::Stdout)?)
+        }
+        _ => None,
     };
-    let output = Output::new(file);
+    let console = console.map(Output::new);
+    let size = terminal_size().filter(|_| config.console_has_input());
     let host = Host {
         kernel_cache: args.kernel_cache(),
         boot_timer: args.boot_timer || args.boot_timeline.is_some(),
     };
-    let machine = MachineBuilder::new(&config, &host, timeline.clone()).build(&output)?;
+    let machine = MachineBuilder::new(&config, &host, timeline.clone())
+        .console(console.as_ref().unwrap_or(&output), size)
+        .build(&output)?;
     let config_file = args.config_file.clone();
     let options = Options {
         grace: args.stop_timeout,
-        input,
+        input: config.serial_has_input() || config.console_has_input(),
+        console,
         reload: Box::new(move || {
             read_config(&config_file).map_err(|failure| OneLine(&failure).to_string())
         }),

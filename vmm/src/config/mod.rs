@@ -6,6 +6,7 @@
 
 mod balloon;
 mod boot_source;
+mod console;
 mod drives;
 mod entropy;
 mod machine_config;
@@ -13,10 +14,13 @@ mod network_interfaces;
 mod output;
 mod unsupported;
 
+use std::path::Path;
+
 use serde::{Deserialize, Deserializer, Serialize};
 
 pub use balloon::BalloonConfig;
 pub use boot_source::{BootSource, Decompression};
+pub use console::ConsoleConfig;
 pub use drives::DriveConfig;
 pub use entropy::EntropyConfig;
 pub use machine_config::{
@@ -71,6 +75,9 @@ pub struct VmConfig {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub drives: Vec<DriveConfig>,
+    /// A virtio console.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub console: Option<ConsoleConfig>,
 
     // Sections of Firecracker's that need a device or an ability which is not there yet. Empty ones pass.
     #[serde(default, skip_serializing_if = "absent")]
@@ -133,12 +140,33 @@ impl VmConfig {
             balloon: None,
             drives: Vec::new(),
             network_interfaces: Vec::new(),
+            console: None,
             vsock: Unsupported,
             pmem: Unsupported,
             memory_hotplug: Unsupported,
             mmds_config: Unsupported,
             cpu_config: Unsupported,
         }
+    }
+
+    /// The file that the serial port's output goes to; standard output where there is none.
+    pub fn serial_path(&self) -> Option<&Path> {
+        self.serial.as_ref()?.serial_out_path.as_deref()
+    }
+
+    /// The file that the virtio console's output goes to; standard output where there is none.
+    pub fn console_path(&self) -> Option<&Path> {
+        self.console.as_ref()?.output_path.as_deref()
+    }
+
+    /// Whether standard input is the virtio console's.
+    pub fn console_has_input(&self) -> bool {
+        self.console.is_some() && self.console_path().is_none()
+    }
+
+    /// Whether standard input is the serial port's.
+    pub fn serial_has_input(&self) -> bool {
+        self.serial_path().is_none() && !self.console_has_input()
     }
 
     /// Checks every value that its type leaves open, without touching a file.
@@ -318,6 +346,33 @@ mod tests {
         // Together with what is appended, too.
         let long = config(&"x".repeat(2040), "");
         assert_eq!(long.validate().unwrap_err().field, "boot-source.boot_args");
+    }
+
+    #[test]
+    fn a_console_decides_whose_standard_input_is() {
+        let config = |text: &str| {
+            parse(&format!(
+                r#"{{"boot-source": {{"kernel_image_path": "k"}}, {text}}}"#
+            ))
+            .unwrap()
+        };
+        let to_file = r#""serial": {"serial_out_path": "s"}"#;
+        for (text, console, serial) in [
+            (r#""console": null"#, false, true),
+            (r#""console": {}"#, true, false),
+            (r#""console": {"output_path": "c"}"#, false, true),
+            (to_file, false, false),
+            (&format!(r#"{to_file}, "console": {{}}"#), true, false),
+            (
+                &format!(r#"{to_file}, "console": {{"output_path": "c"}}"#),
+                false,
+                false,
+            ),
+        ] {
+            let config = config(text);
+            let found = (config.console_has_input(), config.serial_has_input());
+            assert_eq!(found, (console, serial), "{text}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields)]
 pub struct SerialConfig {
     /// File, FIFO or terminal that the output is appended to. Without it, output goes to standard output and
-    /// input comes from standard input.
+    /// input comes from standard input, unless there is a [`console`](super::ConsoleConfig) that takes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial_out_path: Option<PathBuf>,
 }

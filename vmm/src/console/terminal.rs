@@ -5,6 +5,8 @@ use std::mem::MaybeUninit;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use devices::virtio::console::Size;
+
 /// Settings to go back to: kept here, where a signal handler and a panic hook can reach them.
 static BEFORE: OnceLock<libc::termios> = OnceLock::new();
 /// Whether the terminal is in raw mode now.
@@ -103,6 +105,27 @@ pub fn in_foreground() -> bool {
         let foreground = libc::tcgetpgrp(libc::STDIN_FILENO);
         foreground < 0 || foreground == libc::getpgrp()
     }
+}
+
+/// Size of the terminal that shows standard output, or else is standard input. `None` where neither is one, or
+/// nobody has told the terminal its size.
+pub fn size() -> Option<Size> {
+    [libc::STDOUT_FILENO, libc::STDIN_FILENO]
+        .into_iter()
+        .find_map(|fd| {
+            let mut size = MaybeUninit::<libc::winsize>::uninit();
+            // SAFETY: the kernel writes a whole winsize where it succeeds.
+            let size = unsafe {
+                if libc::ioctl(fd, libc::TIOCGWINSZ, size.as_mut_ptr()) != 0 {
+                    return None;
+                }
+                size.assume_init()
+            };
+            (size.ws_col > 0 && size.ws_row > 0).then_some(Size {
+                columns: size.ws_col,
+                rows: size.ws_row,
+            })
+        })
 }
 
 fn restore_on_death() -> io::Result<()> {

@@ -193,3 +193,43 @@ fn an_output_file_is_private_and_appended_to() {
     assert_eq!(mode & 0o777, 0o600);
     assert!(Output::file(dir.path()).is_err());
 }
+
+#[test]
+fn a_virtio_console_is_woken_when_there_is_room() {
+    use devices::legacy::serial::Output as _;
+    let (mut reader, writer) = pipe();
+    let mut output = started(writer);
+    let wake = devices::virtio::console::wake_event().unwrap();
+    let mut guest = output.waking_writer(wake.try_clone().unwrap());
+    assert!(!guest.is_congested());
+    let chunk = [b'x'; 4096];
+    let mut written = 0;
+    // The pipe, what the thread has taken, and the buffer; the thread may make room meanwhile.
+    while !guest.is_congested() || written < 4 * CAPACITY {
+        guest.write_all(&chunk).unwrap();
+        written += chunk.len();
+    }
+    assert!(written < 6 * CAPACITY, "{written}");
+    let mut seen = vec![0; written];
+    reader.read_exact(&mut seen).unwrap();
+    let mut poll = libc::pollfd {
+        fd: wake.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one entry that is there.
+    assert_eq!(unsafe { libc::poll(&mut poll, 1, 10_000) }, 1);
+    assert!(!guest.is_congested());
+
+    // Somebody who waits hears of the reader's end, too.
+    while !guest.is_congested() {
+        guest.write_all(&chunk).unwrap();
+    }
+    let _ = wake.read();
+    drop(reader);
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::poll(&mut poll, 1, 10_000) }, 1);
+    output.finish(Duration::from_secs(10));
+    assert!(!guest.is_congested());
+    assert!(guest.write_all(&chunk).is_err());
+}

@@ -10,6 +10,7 @@ use devices::legacy::i8042::I8042;
 use devices::legacy::pvpanic::PvPanic;
 use devices::legacy::rtc::Rtc;
 use devices::legacy::serial::Serial;
+use devices::virtio::console::Size;
 use devices::{Bus, BusDevice};
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
 use kvm_ioctls::{Cap, Kvm, VmFd};
@@ -19,7 +20,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::error::{BuildError, OVERCOMMIT};
 use super::gate::Gate;
 use super::vcpu::{Buses, Shared, Vcpu};
-use super::{Machine, mmio, pci, specs};
+use super::{InputSink, Machine, mmio, pci, specs};
 use crate::bzimage::KernelCache;
 use crate::config::{ConfigError, Transport, VmConfig};
 use crate::console::Output;
@@ -44,6 +45,7 @@ pub struct MachineBuilder<'a> {
     config: &'a VmConfig,
     host: &'a Host,
     timeline: Arc<Timeline>,
+    console: Option<(&'a Output, Option<Size>)>,
 }
 
 impl<'a> MachineBuilder<'a> {
@@ -53,6 +55,17 @@ impl<'a> MachineBuilder<'a> {
             config,
             host,
             timeline,
+            console: None,
+        }
+    }
+
+    /// Connects the virtio console, if there is one, to `output` rather than to the serial port's, and tells it the size
+    /// of the terminal that shows it.
+    #[must_use]
+    pub fn console(self, output: &'a Output, size: Option<Size>) -> Self {
+        Self {
+            console: Some((output, size)),
+            ..self
         }
     }
 
@@ -73,7 +86,15 @@ impl<'a> MachineBuilder<'a> {
         let memory = memory::allocate(machine.memory_bytes(), machine.huge_pages)?;
         self.timeline.mark(Phase::MemoryReady);
 
-        let wanted = specs::make(self.config)?;
+        let mut wanted = specs::make(self.config)?;
+        let input_space = event()?;
+        let mut console = None;
+        if self.config.console.is_some() {
+            let (output, size) = self.console.unwrap_or((output, None));
+            let (spec, input) = specs::console(output, &input_space, size)?;
+            wanted.push(spec);
+            console = Some(input).filter(|_| self.config.console_has_input());
+        }
         let bus = self.device_bus(wanted.len())?;
         let cache = KernelCache::new(&self.host.kernel_cache);
         let source = &self.config.boot_source;
@@ -84,7 +105,7 @@ impl<'a> MachineBuilder<'a> {
         self.timeline.mark(Phase::KernelLoaded);
 
         let vm = Arc::new(create_vm(&kvm, &memory, machine.track_dirty_pages)?);
-        let legacy = self.attach_legacy(&vm, output)?;
+        let legacy = self.attach_legacy(&vm, output, &input_space)?;
         let attached = match bus {
             DeviceBus::None => Vec::new(),
             DeviceBus::Pci => pci::attach(wanted, self.config, &vm, &memory, &legacy.buses)?,
@@ -126,9 +147,9 @@ impl<'a> MachineBuilder<'a> {
             attached,
             io: Vec::new(),
             shared,
-            serial: legacy.serial,
+            input: console.map_or(InputSink::Serial(legacy.serial), InputSink::Console),
             events: legacy.events,
-            input_space: legacy.input_space,
+            input_space,
         })
     }
 
@@ -173,8 +194,12 @@ impl<'a> MachineBuilder<'a> {
         Ok(())
     }
 
-    fn attach_legacy(&self, vm: &VmFd, output: &Output) -> Result<Legacy, BuildError> {
-        let input_space = event()?;
+    fn attach_legacy(
+        &self,
+        vm: &VmFd,
+        output: &Output,
+        input_space: &EventFd,
+    ) -> Result<Legacy, BuildError> {
         let serial = Serial::new(
             interrupt(vm, layout::SERIAL_GSI)?,
             input_space.try_clone().map_err(BuildError::Event)?,
@@ -217,7 +242,6 @@ impl<'a> MachineBuilder<'a> {
             buses,
             serial,
             events,
-            input_space,
         })
     }
 }
@@ -227,7 +251,6 @@ struct Legacy {
     buses: Buses,
     serial: Arc<Serial>,
     events: Arc<EventRegister>,
-    input_space: EventFd,
 }
 
 fn kvm_error(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> BuildError {

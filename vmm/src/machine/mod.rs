@@ -40,6 +40,7 @@ use std::thread::{self, JoinHandle};
 
 use devices::acpi::EventRegister;
 use devices::legacy::serial::Serial;
+use devices::virtio::console::Input;
 use devices::virtio::{Backend, Counters, SharedWorker, Update, UpdateError};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -95,6 +96,12 @@ impl Attached {
     }
 }
 
+/// What takes the input.
+enum InputSink {
+    Serial(Arc<Serial>),
+    Console(Arc<Input>),
+}
+
 /// A complete machine.
 pub struct Machine {
     threads: Vec<JoinHandle<()>>,
@@ -102,7 +109,7 @@ pub struct Machine {
     attached: Vec<Attached>,
     io: Vec<IoThread>,
     shared: Arc<Shared>,
-    serial: Arc<Serial>,
+    input: InputSink,
     events: Arc<EventRegister>,
     input_space: EventFd,
 }
@@ -173,12 +180,19 @@ impl Machine {
         self.shared.gate.exit_reason()
     }
 
-    /// The serial port.
-    pub fn serial(&self) -> &Serial {
-        &self.serial
+    /// Offers input to the serial port, or the virtio console that has taken its place, and returns how many bytes from its
+    /// start were taken. When the guest is ready for more, [`input_space`](Self::input_space) tells.
+    ///
+    /// # Errors
+    /// The guest could not be told.
+    pub fn offer_input(&self, bytes: &[u8]) -> io::Result<usize> {
+        match &self.input {
+            InputSink::Serial(serial) => serial.offer(bytes),
+            InputSink::Console(input) => input.offer(bytes),
+        }
     }
 
-    /// Becomes readable when the guest has read all serial input.
+    /// Becomes readable when the guest has read all input.
     pub fn input_space(&self) -> &EventFd {
         &self.input_space
     }

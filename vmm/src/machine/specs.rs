@@ -1,16 +1,21 @@
 //! Which virtio devices a configuration asks for, in the order in which the guest finds them.
 
+use std::sync::Arc;
+
 use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::Balloon;
 use devices::virtio::block::Block;
+use devices::virtio::console::{self, Console, Input, Size};
 use devices::virtio::net::passt::Passt;
 use devices::virtio::net::tap::Tap;
 use devices::virtio::net::vhost::Vhost;
 use devices::virtio::net::{self, Link, Net};
 use devices::virtio::rng::Entropy;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::error::BuildError;
 use crate::config::{ConfigError, NetBackend, NetworkInterface, VmConfig};
+use crate::console::Output;
 
 /// A device to be.
 pub struct Spec {
@@ -103,4 +108,26 @@ fn network_device(index: usize, interface: &NetworkInterface) -> Result<Net, Bui
         tx_limits: interface.tx_rate_limiter.unwrap_or_default(),
     };
     Net::new(options, link).map_err(BuildError::Event)
+}
+
+/// Makes a virtio console, and the way of input to it. `space` is signalled when the guest has taken all of that.
+///
+/// # Errors
+/// [`BuildError`].
+pub fn console(
+    output: &Output,
+    space: &EventFd,
+    size: Option<Size>,
+) -> Result<(Spec, Arc<Input>), BuildError> {
+    let wake = console::wake_event().map_err(BuildError::Event)?;
+    let writer = output.waking_writer(wake.try_clone().map_err(BuildError::Event)?);
+    let space = space.try_clone().map_err(BuildError::Event)?;
+    let device = Console::new(Box::new(writer), wake, space, size).map_err(BuildError::Event)?;
+    let input = device.input();
+    let spec = Spec {
+        name: "console".into(),
+        device: Box::new(device),
+        thread: None,
+    };
+    Ok((spec, input))
 }

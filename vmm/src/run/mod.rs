@@ -13,12 +13,13 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use devices::virtio::Update;
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::timerfd::TimerFd;
 
 use crate::config::VmConfig;
-use crate::console::{Input, Output, RawTerminal};
+use crate::console::{self, Input, Output, RawTerminal};
 use crate::exit::ExitReason;
 use crate::machine::{self, Changes, Machine};
 use metrics::Metrics;
@@ -56,8 +57,10 @@ impl RunError {
 pub struct Options {
     /// Time that the guest has to switch itself off after the power button was pressed.
     pub grace: Duration,
-    /// Whether standard input is the serial port's.
+    /// Whether standard input is the guest's: its serial port's or its virtio console's.
     pub input: bool,
+    /// The virtio console's output, if it is not the serial port's.
+    pub console: Option<Output>,
     /// What the machine was built from.
     pub config: VmConfig,
     /// Reads the configuration again; the error is one line.
@@ -70,7 +73,7 @@ pub struct Options {
 ///
 /// # Errors
 /// [`RunError`]; the machine is stopped then.
-pub fn run(machine: Machine, mut output: Output, options: Options) -> Result<ExitReason, RunError> {
+pub fn run(machine: Machine, output: Output, options: Options) -> Result<ExitReason, RunError> {
     // Before any thread is made, so that all of them leave the signals to this loop.
     let signals = SignalFd::new().map_err(RunError::io("take over the signals"))?;
     let (input, terminal) = if options.input {
@@ -102,9 +105,12 @@ pub fn run(machine: Machine, mut output: Output, options: Options) -> Result<Exi
     // The guest first, as everybody waits for it; what it says is kept until the console's thread is there.
     let started = lock(&controller).machine.start();
     started.map_err(RunError::io("start the vCPUs' threads"))?;
-    output
-        .start()
-        .map_err(RunError::io("start the console's thread"))?;
+    let mut outputs = vec![output];
+    outputs.extend(options.console);
+    for output in &mut outputs {
+        let started = output.start();
+        started.map_err(RunError::io("start the console's thread"))?;
+    }
     let reason = loop {
         events.run().map_err(RunError::Loop)?;
         let mut controller = lock(&controller);
@@ -116,7 +122,9 @@ pub fn run(machine: Machine, mut output: Output, options: Options) -> Result<Exi
     // The machine goes with the controller, and its vCPUs with it.
     drop(events.remove_subscriber(id));
     drop(controller);
-    output.finish(OUTPUT_PATIENCE);
+    for mut output in outputs {
+        output.finish(OUTPUT_PATIENCE);
+    }
     Ok(reason)
 }
 
@@ -137,7 +145,7 @@ struct Controller {
     stopping: Option<Stopping>,
     terminal: Option<RawTerminal>,
     input: Option<Input>,
-    /// Whether the loop waits for input. It does not while the guest's FIFO is full.
+    /// Whether the loop waits for input. It does not while the guest has no room for it.
     listening: bool,
 }
 
@@ -168,6 +176,7 @@ impl Controller {
         };
         match signal {
             libc::SIGCONT => self.on_continued(ops),
+            libc::SIGWINCH => self.tell_size(),
             libc::SIGUSR1 => self.reconfigure(),
             libc::SIGUSR2 => self.write_metrics(),
             _ => self.on_ending_signal(signal),
@@ -248,11 +257,22 @@ impl Controller {
         }
     }
 
+    /// Tells a virtio console on the terminal how large that is.
+    fn tell_size(&self) {
+        if self.config.console_has_input()
+            && let Some(size) = console::terminal_size()
+        {
+            // It fails where there was no terminal when the console was made.
+            let _ = self.machine.update("console", &Update::ConsoleSize(size));
+        }
+    }
+
     /// This process was stopped and goes on: the terminal may be its own again, or no longer.
     fn on_continued(&mut self, ops: &mut EventOps) {
         if let Some(Err(error)) = self.terminal.as_ref().map(RawTerminal::reenter) {
             log::warn!("cannot make the terminal raw: {error}");
         }
+        self.tell_size();
         self.feed(false, ops);
     }
 
@@ -261,12 +281,12 @@ impl Controller {
     fn feed(&mut self, mut readable: bool, ops: &mut EventOps) {
         while let Some(input) = &mut self.input {
             if !input.pending().is_empty() {
-                match self.machine.serial().offer(input.pending()) {
+                match self.machine.offer_input(input.pending()) {
                     Ok(taken) => input.take(taken),
-                    Err(error) => log::warn!("cannot raise the serial port's interrupt: {error}"),
+                    Err(error) => log::warn!("cannot tell the guest of its input: {error}"),
                 }
                 if !input.pending().is_empty() {
-                    // The guest's FIFO is full; its next word is INPUT_SPACE.
+                    // The guest has no room; its next word is INPUT_SPACE.
                     return self.stop_listening(ops);
                 }
             } else if input.is_over() {
@@ -330,6 +350,7 @@ impl MutEventSubscriber for Controller {
                 });
             }
         }
+        self.tell_size();
         self.feed(false, ops);
     }
 

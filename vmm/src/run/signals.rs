@@ -9,8 +9,9 @@ use vmm_sys_util::signal::{block_signal, create_sigset};
 /// Signals that ask for the end. Those that this process was started to ignore stay ignored: `nohup`, and a shell's `&`.
 const ENDING: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
 
-/// Signals that are asked for something else: that a terminal is there again, a new look at the configuration, a line of metrics.
-const OTHERS: [libc::c_int; 3] = [libc::SIGCONT, libc::SIGUSR1, libc::SIGUSR2];
+/// Signals that are asked for something else: that a terminal is there again or has another size, a new look at the
+/// configuration, a line of metrics.
+const OTHERS: [libc::c_int; 4] = [libc::SIGCONT, libc::SIGWINCH, libc::SIGUSR1, libc::SIGUSR2];
 
 /// The signals that this process reacts to, blocked for this thread and those it starts, and read from a descriptor (signalfd(2)).
 #[derive(Debug)]
