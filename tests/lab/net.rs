@@ -289,6 +289,26 @@ fn several_queues() {
     assert_eq!(counters["commands_refused"], 0, "{counters}");
 }
 
+/// One edge-triggered line for all queues: nothing that it tells is lost.
+#[test]
+fn over_mmio() {
+    let tap = Tap::new("");
+    let mut builder = commands(Kernel::CLOUD_6_12).vcpus(2);
+    builder.config["machine-config"]["transport"] = json!("mmio");
+    let mut shell = tap.boot(builder, json!({}));
+    let host = tap.host();
+    let text = shell.ok(&format!("ping -q -c 1000 -i 0.002 {host}"));
+    assert!(text.contains("1000 received"), "{text}");
+    for options in ["-n 20M -P 2", "-n 20M -P 2 -R"] {
+        let rate = iperf(&mut shell, &host, options);
+        println!("over MMIO, {options}: {:.0} Mbit/s", rate / 1e6);
+    }
+    let irqs = shell.ok("grep virtio /proc/interrupts");
+    assert!(irqs.contains("IO-APIC"), "{irqs}");
+    print!("{irqs}");
+    power_off(shell);
+}
+
 #[test]
 fn a_limit_holds_and_can_be_lifted() {
     let tap = Tap::new("");
