@@ -15,6 +15,7 @@
 //! | [`block`]     | block device (5.2)                                                        |
 //! | [`net`]       | network device (5.1)                                                      |
 //! | [`rng`]       | entropy device (5.4)                                                      |
+//! | [`vsock`]     | socket device (5.10)                                                      |
 //!
 //! A [`VirtioDevice`] does not know its transport: it gets [`Ring`]s and an [`Interrupt`] when the driver is ready, and
 //! is asked to process a queue when the driver has kicked it, and its host side when the host has something for it. A guest that breaks the rules is told so by
@@ -34,6 +35,7 @@ pub mod pci;
 pub mod rate_limiter;
 mod ring;
 pub mod rng;
+pub mod vsock;
 mod worker;
 
 use std::os::fd::BorrowedFd;
@@ -292,6 +294,8 @@ pub enum DeviceState {
     Net(net::NetState),
     /// Of a [`console::Console`].
     Console(console::ConsoleState),
+    /// Of a [`vsock::Vsock`].
+    Vsock(vsock::VsockState),
 }
 
 #[cfg(test)]

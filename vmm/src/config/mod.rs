@@ -13,6 +13,7 @@ mod machine_config;
 mod network_interfaces;
 mod output;
 mod unsupported;
+mod vsock;
 
 use std::path::Path;
 
@@ -29,6 +30,7 @@ pub use machine_config::{
 pub use network_interfaces::{MacAddress, NetBackend, NetworkInterface};
 pub use output::{Level, LoggerConfig, MetricsConfig, SerialConfig};
 use unsupported::{Unsupported, absent};
+pub use vsock::VsockConfig;
 
 /// One VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +61,9 @@ pub struct VmConfig {
     /// A memory balloon.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balloon: Option<BalloonConfig>,
+    /// Stream sockets between the guest and its host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockConfig>,
     /// Network devices.
     #[serde(
         rename = "network-interfaces",
@@ -80,8 +85,6 @@ pub struct VmConfig {
     pub console: Option<ConsoleConfig>,
 
     // Sections of Firecracker's that need a device or an ability which is not there yet. Empty ones pass.
-    #[serde(default, skip_serializing_if = "absent")]
-    vsock: Unsupported,
     #[serde(default, skip_serializing_if = "absent")]
     pmem: Unsupported,
     #[serde(rename = "memory-hotplug", default, skip_serializing_if = "absent")]
@@ -138,10 +141,10 @@ impl VmConfig {
             metrics: None,
             entropy: None,
             balloon: None,
+            vsock: None,
             drives: Vec::new(),
             network_interfaces: Vec::new(),
             console: None,
-            vsock: Unsupported,
             pmem: Unsupported,
             memory_hotplug: Unsupported,
             mmds_config: Unsupported,
@@ -175,6 +178,9 @@ impl VmConfig {
         self.machine_config.validate()?;
         if let Some(balloon) = &self.balloon {
             balloon.validate(&self.machine_config)?;
+        }
+        if let Some(vsock) = &self.vsock {
+            vsock.validate()?;
         }
         drives::validate(&self.drives, self.machine_config.vcpu_count)?;
         network_interfaces::validate(&self.network_interfaces, self.machine_config.vcpu_count)?;
@@ -268,7 +274,7 @@ mod tests {
         let json = r#"{"boot-source": {"kernel_image_path": "k"}, "pmem": [{"a": 1}]}"#;
         let error = parse(json).unwrap_err().to_string();
         assert!(error.contains("does not have yet"), "{error}");
-        for section in ["vsock", "cpu-config"] {
+        for section in ["mmds-config", "cpu-config"] {
             for value in ["{}", "\"x\"", "1", "true"] {
                 let json = format!(
                     r#"{{"boot-source": {{"kernel_image_path": "k"}}, "{section}": {value}}}"#
@@ -322,6 +328,36 @@ mod tests {
             "balloon": {"amount_mib": 129, "deflate_on_oom": false}}"#;
         let error = parse(more).unwrap().validate().unwrap_err();
         assert_eq!(error.field, "balloon.amount_mib");
+    }
+
+    #[test]
+    fn a_vsock_has_firecrackers_fields() {
+        let vsock = |value: &str| {
+            let json =
+                format!(r#"{{"boot-source": {{"kernel_image_path": "k"}}, "vsock": {value}}}"#);
+            let config = parse(&json).map_err(|error| error.to_string())?;
+            config.validate().map_err(|error| error.to_string())?;
+            Ok::<_, String>(config.vsock)
+        };
+        assert_eq!(vsock("null").unwrap(), None);
+        for there in [
+            r#"{"guest_cid": 3, "uds_path": "./v.sock"}"#,
+            r#"{"guest_cid": 3, "uds_path": "./v.sock", "vsock_id": null, "io_thread": null}"#,
+            r#"{"guest_cid": 3, "uds_path": "./v.sock", "vsock_id": "1"}"#,
+        ] {
+            let found = vsock(there).unwrap().unwrap();
+            assert_eq!(found.guest_cid, 3);
+            assert_eq!(found.uds_path, std::path::Path::new("./v.sock"));
+        }
+        for bad in [
+            "{}",
+            r#"{"guest_cid": 3}"#,
+            r#"{"guest_cid": 2, "uds_path": "v"}"#,
+            r#"{"guest_cid": 4294967296, "uds_path": "v"}"#,
+            r#"{"guest_cid": 3, "uds_path": "v", "port": 1}"#,
+        ] {
+            assert!(vsock(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

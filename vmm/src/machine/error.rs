@@ -5,6 +5,7 @@ use std::io;
 use devices::bus::BusError;
 use devices::pci::SlotTaken;
 use devices::virtio::block::BlockError;
+use devices::virtio::vsock::ListenError;
 
 use crate::acpi::AcpiError;
 use crate::config::ConfigError;
@@ -99,6 +100,9 @@ pub enum BuildError {
         /// What is wrong; its text has the cause in it.
         error: BlockError,
     },
+    /// The socket device's host side cannot be made.
+    #[error("vsock.uds_path: {0}")]
+    Vsock(ListenError),
     /// The host is out of descriptors or memory.
     #[error("cannot make an event descriptor")]
     Event(#[source] io::Error),
@@ -113,7 +117,8 @@ impl BuildError {
             | Self::BeyondHost { .. }
             | Self::TooMuchMemory { .. }
             | Self::TooManyVcpus { .. }
-            | Self::Drive { .. } => exit::BAD_CONFIGURATION,
+            | Self::Drive { .. }
+            | Self::Vsock(_) => exit::BAD_CONFIGURATION,
             _ => exit::HOST_ERROR,
         }
     }

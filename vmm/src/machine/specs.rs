@@ -11,6 +11,7 @@ use devices::virtio::net::tap::Tap;
 use devices::virtio::net::vhost::Vhost;
 use devices::virtio::net::{self, Link, Net};
 use devices::virtio::rng::Entropy;
+use devices::virtio::vsock::Vsock;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::error::BuildError;
@@ -66,6 +67,14 @@ pub fn make(config: &VmConfig) -> Result<Vec<Spec>, BuildError> {
             name: "balloon".into(),
             device: Box::new(Balloon::new(settings)),
             thread: None,
+        });
+    }
+    if let Some(vsock) = &config.vsock {
+        let device = Vsock::new(vsock.guest_cid, &vsock.uds_path);
+        specs.push(Spec {
+            name: "vsock".into(),
+            device: Box::new(device.map_err(BuildError::Vsock)?),
+            thread: vsock.io_thread.clone(),
         });
     }
     Ok(specs)
