@@ -13,6 +13,7 @@
 //! | `transports` | virtio devices over PCI and over MMIO, found and driven by the kernels' own drivers |
 //! | `net`       | network devices: taps, passt, queues, offloads, links that are lost                |
 //! | `lost`      | a vCPU that cannot go on                                                         |
+//! | `vsock`     | streams between the guest and programs of the host                               |
 
 // Test code throughout: what is broken ends in a panic that says so.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
@@ -30,3 +31,5 @@ mod lost;
 mod messages;
 mod net;
 mod transports;
+mod pci;
+mod vsock;
