@@ -31,5 +31,4 @@ mod lost;
 mod messages;
 mod net;
 mod transports;
-mod pci;
 mod vsock;
