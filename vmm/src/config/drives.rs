@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use devices::virtio::block::disk::DiskOptions;
+use devices::virtio::block::disk::{Backing, DiskOptions, Format};
 use devices::virtio::block::{BlockOptions, CacheType, Engine};
 use devices::virtio::rate_limiter::RateLimiterConfig;
 use serde::{Deserialize, Serialize};
@@ -44,6 +44,19 @@ pub struct DriveConfig {
     /// Socket of a vhost-user server, which Tandem does not have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub socket: Option<PathBuf>,
+    /// How the disk's contents lie in the file: `raw` or `qcow2`. It is never guessed. Tandem's own field.
+    #[serde(
+        default,
+        deserialize_with = "null_is_default",
+        skip_serializing_if = "Format::is_default"
+    )]
+    pub format: Format,
+    /// The backing file of a qcow2 image: an image that has one is refused without this. Tandem's own field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backing_file: Option<PathBuf>,
+    /// Format of the backing file; `raw` where it is left out. Tandem's own field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backing_format: Option<Format>,
     /// Whether the host's page cache is left out (`O_DIRECT`). Tandem's own field.
     #[serde(default, deserialize_with = "null_is_default")]
     pub direct: bool,
@@ -68,6 +81,9 @@ impl DriveConfig {
             rate_limiter: None,
             io_engine: None,
             socket: None,
+            format: Format::default(),
+            backing_file: None,
+            backing_format: None,
             direct: false,
             queues: None,
             io_thread: None,
@@ -92,6 +108,12 @@ impl DriveConfig {
                 path: self.path_on_host.clone().unwrap_or_default(),
                 read_only: self.is_read_only,
                 direct: self.direct,
+                format: self.format,
+                backing: self.backing_file.as_ref().map(|path| Backing {
+                    path: path.clone(),
+                    format: self.backing_format.unwrap_or_default(),
+                }),
+                flushes: self.cache_type == CacheType::Writeback,
             },
             cache: self.cache_type,
             engine: self.io_engine,
@@ -130,6 +152,27 @@ impl DriveConfig {
                 "path_on_host",
                 "is missing".into(),
                 "give the path of a file or block device",
+            );
+        }
+        if self.format == Format::Raw && self.backing_file.is_some() {
+            return error(
+                "backing_file",
+                "is given for a raw disk".into(),
+                "leave it out, or give the format qcow2",
+            );
+        }
+        if self.backing_format.is_some() && self.backing_file.is_none() {
+            return error(
+                "backing_format",
+                "is given without a backing file".into(),
+                "give backing_file, or leave it out",
+            );
+        }
+        if self.direct && self.format != Format::Raw {
+            return error(
+                "direct",
+                "is true for a qcow2 image".into(),
+                "set it to false: it is for raw disks",
             );
         }
         let id = self.partuuid.as_deref().unwrap_or("-");
@@ -219,6 +262,19 @@ mod tests {
         let uuid = Some("drives[0].partuuid".into());
         assert_eq!(field(|d| d.partuuid = Some("x init=/bin/sh".into())), uuid);
         assert_eq!(field(|d| d.partuuid = Some("0eaa91a0-01".into())), None);
+        let backing = Some("drives[0].backing_file".into());
+        assert_eq!(field(|d| d.backing_file = Some("/b".into())), backing);
+        let image = |d: &mut DriveConfig| {
+            (d.format, d.backing_file) = (Format::Qcow2, Some("/b".into()));
+        };
+        assert_eq!(field(image), None);
+        let format = Some("drives[0].backing_format".into());
+        assert_eq!(field(|d| d.backing_format = Some(Format::Raw)), format);
+        let direct = Some("drives[0].direct".into());
+        assert_eq!(
+            field(|d| (d.format, d.direct) = (Format::Qcow2, true)),
+            direct
+        );
         let queues = Some("drives[0].queues".into());
         assert_eq!(field(|d| d.queues = Some(0)), queues);
         assert_eq!(field(|d| d.queues = Some(2)), None);

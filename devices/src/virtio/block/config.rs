@@ -50,7 +50,7 @@ fn bytes(fields: &Fields) -> [u8; SIZE] {
     put(28, &(geometry.best / block).to_le_bytes());
     put(WRITEBACK as usize, &[fields.writeback.into()]);
     put(34, &fields.queues.to_le_bytes());
-    let alignment = physical / SECTOR as u32;
+    let alignment = physical.max(geometry.clear_unit) / SECTOR as u32;
     if geometry.discard {
         put(36, &MOST_RANGE_SECTORS.to_le_bytes());
         put(40, &MOST_RANGES.to_le_bytes());
@@ -75,6 +75,7 @@ mod tests {
             block: 512,
             physical: 4096,
             best: 65536,
+            clear_unit: 0,
             discard: true,
             write_zeroes: true,
         };

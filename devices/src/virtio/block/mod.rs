@@ -118,7 +118,7 @@ impl BlockError {
     /// The field of a drive's configuration that is to blame.
     pub fn field(&self) -> &'static str {
         match self {
-            Self::Disk(_) => "path_on_host",
+            Self::Disk(error) => error.field(),
             Self::Engine(_) => "io_engine",
         }
     }

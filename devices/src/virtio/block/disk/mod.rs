@@ -3,6 +3,7 @@
 //! | file     | what lives there                                                   |
 //! |----------|--------------------------------------------------------------------|
 //! | `raw`    | a file or block device as it is                                      |
+//! | [`qcow2`] | an image in QEMU's format                                            |
 //! | `lock`   | the lock that keeps two VMs from one disk                             |
 //! | `call`   | system calls on files, each as a value that can be made now or later  |
 //!
@@ -11,6 +12,7 @@
 
 mod call;
 mod lock;
+pub mod qcow2;
 mod raw;
 
 use std::fs::{File, OpenOptions};
@@ -21,8 +23,37 @@ use std::path::{Path, PathBuf};
 
 pub use call::{Call, MOST_PIECES, Mode, advance};
 
+use serde::{Deserialize, Serialize};
+
 use super::super::IoVec;
 use super::request::SECTOR;
+
+/// How a disk's bytes lie in its file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// As they are.
+    #[default]
+    Raw,
+    /// In QEMU's format.
+    Qcow2,
+}
+
+impl Format {
+    /// Whether it is what stands for no word about it.
+    pub fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A file that has what an image has nothing of. It is only read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backing {
+    /// The file.
+    pub path: PathBuf,
+    /// Its format.
+    pub format: Format,
+}
 
 /// How a disk is to be opened.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,8 +62,14 @@ pub struct DiskOptions {
     pub path: PathBuf,
     /// Nothing is ever written.
     pub read_only: bool,
-    /// Past the host's page cache (`O_DIRECT`).
+    /// Past the host's page cache (`O_DIRECT`); for [`Format::Raw`].
     pub direct: bool,
+    /// Its format.
+    pub format: Format,
+    /// Its backing file; for [`Format::Qcow2`].
+    pub backing: Option<Backing>,
+    /// Whether the driver may flush: the order in which tables get to the disk matters then.
+    pub flushes: bool,
 }
 
 /// Why a disk cannot be used. The path is not part of the text's beginning: the caller names the field.
@@ -70,6 +107,31 @@ pub enum OpenError {
         /// Who could have it.
         who: &'static str,
     },
+    /// It is not an image of that format, or not one that can be used.
+    #[error("{} {reason}", .path.display())]
+    Image {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
+    /// It has a backing file, which the operator has not named.
+    #[error("{} has a backing file, {name:?}, and is not complete without it; give backing_file and backing_format if you trust it", .path.display())]
+    BackingMissing {
+        /// The file.
+        path: PathBuf,
+        /// What the image calls the other one.
+        name: String,
+    },
+    /// It has no backing file, and the operator has named one.
+    #[error("{} has no backing file; leave backing_file out", .path.display())]
+    BackingUnknown {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The backing file cannot be used.
+    #[error("{0}")]
+    Backing(Box<OpenError>),
     /// The host cannot tell about it.
     #[error("cannot {what} of {}: {cause}", .path.display())]
     Ask {
@@ -80,6 +142,18 @@ pub enum OpenError {
         /// What the host said.
         cause: io::Error,
     },
+}
+
+impl OpenError {
+    /// The field of a drive's configuration that is to blame.
+    pub fn field(&self) -> &'static str {
+        match self {
+            Self::Backing(_) | Self::BackingMissing { .. } | Self::BackingUnknown { .. } => {
+                "backing_file"
+            }
+            _ => "path_on_host",
+        }
+    }
 }
 
 /// What a driver should know of a disk.
@@ -93,6 +167,8 @@ pub struct Geometry {
     pub physical: u32,
     /// Bytes that are best moved at once; 0 if that is not known.
     pub best: u32,
+    /// What is discarded in multiples of this, and at multiples of it, is given back; 0 for physical blocks.
+    pub clear_unit: u32,
     /// Whether it can be told that a stretch is of no use any more.
     pub discard: bool,
     /// Whether it can make a stretch read as zeros.
@@ -172,8 +248,23 @@ pub trait Disk: Send {
 /// # Errors
 /// [`OpenError`].
 pub fn open(options: &DiskOptions) -> Result<Box<dyn Disk>, OpenError> {
+    let backing = options.backing.as_ref().map(|backing| {
+        let below = DiskOptions {
+            path: backing.path.clone(),
+            read_only: true,
+            direct: false,
+            format: backing.format,
+            backing: None,
+            flushes: false,
+        };
+        open(&below).map_err(|error| OpenError::Backing(Box::new(error)))
+    });
+    let backing = backing.transpose()?;
     let file = open_file(&options.path, options.read_only, options.direct)?;
-    Ok(Box::new(raw::Raw::new(file, options)?))
+    Ok(match options.format {
+        Format::Raw => Box::new(raw::Raw::new(file, options)?),
+        Format::Qcow2 => Box::new(qcow2::Qcow2::new(file, options, backing)?),
+    })
 }
 
 /// Opens a file or block device, without waiting for anything, and locks it.
@@ -258,5 +349,7 @@ fn ask(what: &'static str, path: &Path) -> impl Fn(io::Error) -> OpenError {
     }
 }
 
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;

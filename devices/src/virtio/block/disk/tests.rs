@@ -13,6 +13,9 @@ fn options(path: &Path, read_only: bool) -> DiskOptions {
         path: path.into(),
         read_only,
         direct: false,
+        format: Format::Raw,
+        backing: None,
+        flushes: true,
     }
 }
 
@@ -39,11 +42,11 @@ fn a_writable_disk_has_one_user_and_a_read_only_one_many() {
     let link = dir.path().join("link");
     symlink(&path, &link).unwrap();
     assert!(error(&link, false).contains("is in use"), "by another name");
-    drop(writer);
+    testing::close(writer);
     let reader = open(&options(&path, true)).unwrap();
     let _another = open(&options(&path, true)).unwrap();
     assert!(error(&path, false).contains("is in use"));
-    drop(reader);
+    testing::close(reader);
     assert!(error(&path, false).contains("is in use"));
 }
 
@@ -73,6 +76,7 @@ fn sizes_that_are_not_whole_sectors() {
         let path = file(&dir, "disk", bytes);
         let disk = open(&options(&path, false)).unwrap();
         assert_eq!(disk.geometry().sectors(), sectors);
+        testing::close(disk);
     }
 }
 
@@ -80,7 +84,12 @@ fn sizes_that_are_not_whole_sectors() {
 fn what_cannot_be_written_does_not_discard() {
     let dir = TempDir::new().unwrap();
     let path = file(&dir, "disk", 1 << 20);
-    let geometry = |read_only| open(&options(&path, read_only)).unwrap().geometry();
+    let geometry = |read_only| {
+        let disk = open(&options(&path, read_only)).unwrap();
+        let geometry = disk.geometry();
+        testing::close(disk);
+        geometry
+    };
     let writable = geometry(false);
     assert!(writable.discard && writable.write_zeroes);
     let read_only = geometry(true);
