@@ -324,6 +324,9 @@ impl Block {
                 match self.disk.place(write, at, &job.pieces) {
                     Place::File { fd, at } => {
                         (job.fd, job.at) = (fd, at);
+                        // To copy into the page cache takes less time than to have a kernel thread do it, as io_uring does
+                        // on most file systems: half the time for 4 KiB, measured on ext4.
+                        job.at_once = write && !durable && self.disk.is_buffered();
                         self.work.run(slot)
                     }
                     place => {

@@ -239,6 +239,8 @@ pub trait Disk: Send {
     /// # Errors
     /// The host cannot tell.
     fn measure(&mut self) -> io::Result<()>;
+    /// Whether what is written to a [`Place::File`] goes to the host's page cache.
+    fn is_buffered(&self) -> bool;
     /// The file that the disk was opened by.
     fn file(&self) -> &File;
 }

@@ -210,6 +210,10 @@ impl Disk for Raw {
         Ok(())
     }
 
+    fn is_buffered(&self) -> bool {
+        self.alignment.is_none()
+    }
+
     fn file(&self) -> &File {
         &self.file
     }

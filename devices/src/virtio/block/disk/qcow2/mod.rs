@@ -369,6 +369,10 @@ impl Disk for Qcow2 {
         Ok(())
     }
 
+    fn is_buffered(&self) -> bool {
+        true
+    }
+
     fn file(&self) -> &File {
         &self.file
     }
