@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{
     Activation, Broken, DeviceState, DeviceType, Interrupt, Memory, Negotiation, NegotiationState,
-    SharedWorker, Status, feature,
+    Progress, SharedWorker, Status, feature,
 };
 use crate::bus::Action;
 use crate::limit::LogLimit;
@@ -124,16 +124,24 @@ pub struct Front<L> {
     backend: Backend,
     kind: DeviceType,
     line: Arc<L>,
+    /// For each queue, whether it is served at its kick.
+    at_kick: Vec<bool>,
     limit: LogLimit,
 }
 
 impl<L: Line + 'static> Front<L> {
     /// Of a device that its driver has not seen yet.
     pub fn new(backend: Backend, kind: DeviceType, line: Arc<L>) -> Self {
+        let mut worker = backend.worker.lock();
+        let device = worker.device();
+        let queues = 0..backend.kicks.len() as u16;
+        let at_kick = queues.map(|queue| device.serves_at_kick(queue)).collect();
+        drop(worker);
         Self {
             backend,
             kind,
             line,
+            at_kick,
             limit: LogLimit::default(),
         }
     }
@@ -286,7 +294,24 @@ impl<L: Line + 'static> Front<L> {
         }
     }
 
-    /// A kick that came by way of a vCPU's thread. Lost while the driver is not ready.
+    /// Whether a queue's kicks are to come by way of a vCPU's thread.
+    pub fn serves_at_kick(&self, queue: usize) -> bool {
+        self.at_kick.get(queue) == Some(&true)
+    }
+
+    /// A kick by the driver that came by way of a vCPU's thread. Lost while the driver is not ready.
+    pub fn notify(&self, queue: u64) {
+        let index = usize::try_from(queue).unwrap_or(usize::MAX);
+        if self.serves_at_kick(index) {
+            let progress = self.backend.worker.lock().service(index as u16);
+            if progress == Progress::Done {
+                return;
+            }
+        }
+        self.kick(queue);
+    }
+
+    /// Has the loop look at a queue. Lost while the driver is not ready.
     pub fn kick(&self, queue: u64) {
         if !self.line.signs().live() {
             return;

@@ -186,6 +186,12 @@ pub trait VirtioDevice: Send {
         let _ = queue;
         true
     }
+    /// Whether a driver that kicks this queue does nothing until it is served, as Linux does with what a console is to show.
+    /// The vCPU's own thread serves it at once then: waiting for the loop would cost both of them a processor.
+    fn serves_at_kick(&self, queue: u16) -> bool {
+        let _ = queue;
+        false
+    }
     /// What tells the loop that the host has something for the device: a descriptor that is readable then, the same for
     /// the device's whole life. A device with several things to wait for gives an `epoll` of its own.
     fn host_event(&self) -> Option<BorrowedFd<'_>> {

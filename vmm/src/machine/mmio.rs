@@ -29,6 +29,9 @@ pub fn attach(
         let device = Attached::new(place.number, spec)?;
         let doorbell = IoEventAddress::Mmio(place.base + VirtioMmio::NOTIFY);
         for (queue, kick) in (0_u32..).zip(device.kicks.iter()) {
+            if device.worker.lock().device().serves_at_kick(queue as u16) {
+                continue;
+            }
             if let Err(error) = vm.register_ioevent(kick, &doorbell, queue) {
                 // The device's register does the same.
                 log::warn!("{}: slower kicks of queue {queue}: {error}", device.name);

@@ -1,8 +1,8 @@
 //! Console (5.3) with one port: in place of the serial port, at a fraction of its exits.
 //!
 //! Output goes to an [`Output`]. While that is congested, what the driver sends stays in its queue: a reader that does not read
-//! holds up the guest's console, and nothing is lost. Linux waits for its output with a spinning vCPU, as it does
-//! with a serial port.
+//! holds up the guest's console, and nothing is lost. Linux waits for its output with a spinning vCPU, so that vCPU's thread
+//! is the one that takes it.
 //!
 //! Input is offered to the [`Input`], and waits there for a driver that takes it.
 
@@ -271,6 +271,10 @@ impl VirtioDevice for Console {
             TRANSMIT => self.transmit(),
             _ => Ok(Progress::Done),
         }
+    }
+
+    fn serves_at_kick(&self, queue: u16) -> bool {
+        queue == TRANSMIT
     }
 
     fn host_event(&self) -> Option<BorrowedFd<'_>> {

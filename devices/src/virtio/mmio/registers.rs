@@ -71,7 +71,7 @@ pub fn write(device: &VirtioMmio, offset: u64, value: u32) -> Action {
     // Those of everyday use need no lock.
     match offset {
         QUEUE_NOTIFY => {
-            device.front.kick(value.into());
+            device.front.notify(value.into());
             return Action::Continue;
         }
         INTERRUPT_ACK => {

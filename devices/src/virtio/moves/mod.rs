@@ -18,8 +18,8 @@ use super::negotiation::QueueSetup;
 use super::rng::{Entropy, EntropyState};
 use super::testing::{Driver, WRITE};
 use super::{
-    Activation, Backend, Broken, DeviceState, DeviceType, FrontState, Progress, SharedWorker,
-    Status, VirtioDevice, feature, mmio, pci,
+    Activation, Backend, Broken, Counters, DeviceState, DeviceType, FrontState, Progress,
+    SharedWorker, Status, VirtioDevice, feature, mmio, pci,
 };
 use crate::bus::Action;
 
@@ -135,10 +135,12 @@ impl dyn Registers + '_ {
     }
 }
 
-/// With configuration and two queues; none of them can be reset alone.
+/// With configuration and two queues; none of them can be reset alone. The second is served at its kick, and has more to do after
+/// the first time.
 struct Plain {
     config: [u8; 8],
     active: Option<Activation>,
+    served: [u64; 2],
 }
 
 impl VirtioDevice for Plain {
@@ -168,8 +170,21 @@ impl VirtioDevice for Plain {
     fn activate(&mut self, activation: Activation) {
         self.active = Some(activation);
     }
-    fn process(&mut self, _queue: u16) -> Result<Progress, Broken> {
-        Ok(Progress::Done)
+    fn process(&mut self, queue: u16) -> Result<Progress, Broken> {
+        if let Some(served) = self.served.get_mut(usize::from(queue)) {
+            *served = served.wrapping_add(1);
+        }
+        Ok(if self.served == [0, 1] {
+            Progress::More
+        } else {
+            Progress::Done
+        })
+    }
+    fn serves_at_kick(&self, queue: u16) -> bool {
+        queue == 1
+    }
+    fn counters(&self) -> Counters {
+        vec![("first", self.served[0]), ("second", self.served[1])]
     }
     fn reset(&mut self) {
         self.active = None;
@@ -188,6 +203,7 @@ fn plain() -> Box<dyn VirtioDevice> {
     Box::new(Plain {
         config: *b"01234567",
         active: None,
+        served: [0; 2],
     })
 }
 

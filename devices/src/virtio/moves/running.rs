@@ -33,6 +33,30 @@ fn the_generation_changes_with_the_configuration() {
 }
 
 #[test]
+fn a_queue_may_be_served_at_its_kick() {
+    on_each(plain, |device| {
+        let ends = device.ends();
+        let served = || {
+            let counters = ends.worker.lock().device().counters();
+            counters.iter().map(|(_, count)| *count).collect::<Vec<_>>()
+        };
+        device.notify(1);
+        assert_eq!(served(), [0, 0], "nobody is ready");
+        device.start(feature::VERSION_1);
+        assert!(ends.kicked(0) && ends.kicked(1), "the loop looks first");
+        device.notify(1);
+        assert_eq!(served(), [0, 1]);
+        assert!(ends.kicked(1), "the loop does the rest");
+        device.notify(1);
+        assert_eq!(served(), [0, 2]);
+        assert!(!ends.kicked(1));
+        device.notify(0);
+        assert_eq!(served(), [0, 2]);
+        assert!(ends.kicked(0));
+    });
+}
+
+#[test]
 fn what_is_saved_carries_on() {
     on_each(entropy, |device| {
         device.start(feature::COMMON);

@@ -183,6 +183,9 @@ impl VirtioPci {
         act: impl Fn(&dyn Doorbells, u64, &EventFd) -> io::Result<()>,
     ) {
         for (index, kick) in self.front.kicks().iter().enumerate() {
+            if self.front.serves_at_kick(index) {
+                continue;
+            }
             let at = base + layout::notify_offset(index as u16);
             if let Err(error) = act(&*self.doorbells, at, kick) {
                 self.front
@@ -218,7 +221,7 @@ impl VirtioPci {
         match structure {
             Structure::Common => return common::write(self, &mut self.lock(), offset, data),
             Structure::Device => self.front.write_config(offset, data),
-            Structure::Notify => self.front.kick(offset / u64::from(layout::NOTIFY_STEP)),
+            Structure::Notify => self.front.notify(offset / u64::from(layout::NOTIFY_STEP)),
             Structure::MsixTable => self.signals().change(|msix| msix.write_table(offset, data)),
             Structure::Isr | Structure::MsixPending => {}
         }
