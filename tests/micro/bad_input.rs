@@ -359,3 +359,26 @@ fn help_and_version_are_no_errors() {
         assert!(output.stderr.is_empty(), "{args:?}");
     }
 }
+
+#[test]
+fn a_link_that_cannot_be_had() {
+    let with = |interface: Value| {
+        let mut builder = builder();
+        builder.config["network-interfaces"] = json!([interface]);
+        builder
+    };
+    let passt = json!({"iface_id": "n", "backend": "passt", "socket_path": "/nowhere/passt"});
+    refused(
+        with(passt),
+        &[
+            "network-interfaces[0].socket_path: cannot connect to /nowhere/passt",
+            "start passt first",
+        ],
+    );
+    // An interface that every machine has, and that is no tap.
+    let lo = json!({"iface_id": "n", "host_dev_name": "lo"});
+    refused(
+        with(lo),
+        &["network-interfaces[0].host_dev_name: cannot use the tap lo"],
+    );
+}

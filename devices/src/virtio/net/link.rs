@@ -52,6 +52,11 @@ impl Link {
         }
     }
 
+    /// Whether an answer may be there when a frame is sent: the kernel handles a tap's frames before it returns.
+    pub fn answers_at_once(&self) -> bool {
+        matches!(self, Self::Tap(_))
+    }
+
     /// Whether part of a frame is still to be sent.
     pub fn has_unsent(&self) -> bool {
         matches!(self, Self::Passt(passt) if passt.has_unsent())

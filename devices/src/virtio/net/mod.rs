@@ -42,7 +42,7 @@ use serde::{Deserialize, Serialize};
 
 use vmm_sys_util::eventfd::EventFd;
 
-use super::rate_limiter::{RateLimiter, RateLimiterConfig};
+use super::rate_limiter::{BucketConfig, RateLimiter, RateLimiterConfig};
 use super::{
     Activation, Broken, Buffer, Counters, DeviceState, DeviceType, Interrupt, Memory, Progress,
     QueueReset, Ring, RingState, Update, UpdateError, VirtioDevice, feature as common, rng,
@@ -57,6 +57,15 @@ use tx::Tx;
 
 /// Largest size of each queue.
 const QUEUE_SIZE: u16 = 256;
+/// Commands of the control queue in a time: each may take a lock that all of the host's network shares.
+const COMMANDS: RateLimiterConfig = RateLimiterConfig {
+    bandwidth: None,
+    ops: Some(BucketConfig {
+        size: 100,
+        one_time_burst: None,
+        refill_time: 1000,
+    }),
+};
 /// `status`: the link is up (5.1.4).
 const LINK_UP: u16 = 1;
 
@@ -101,6 +110,7 @@ pub struct Net {
     active: Option<Active>,
     rx_limiter: RateLimiter,
     tx_limiter: RateLimiter,
+    commands_limiter: RateLimiter,
     counts: Counts,
     limit: LogLimit,
     ready: Vec<usize>,
@@ -171,6 +181,7 @@ impl Net {
             active: None,
             rx_limiter: RateLimiter::new(&options.rx_limits, now),
             tx_limiter: RateLimiter::new(&options.tx_limits, now),
+            commands_limiter: RateLimiter::new(&COMMANDS, now),
             counts: Counts::default(),
             limit: LogLimit::default(),
             ready: Vec::new(),
@@ -253,7 +264,7 @@ impl VirtioDevice for Net {
         } else if queue.is_multiple_of(2) {
             self.receive(usize::from(queue / 2))
         } else {
-            self.send(usize::from(queue / 2))
+            self.send_and_receive(usize::from(queue / 2))
         };
         self.and_look_for_the_link(progress?)
     }

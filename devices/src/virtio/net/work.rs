@@ -7,7 +7,7 @@ use super::control::{self, Command};
 use super::link::{Link, Wish};
 use super::rx::{Failed, Received};
 use super::tx::Sent;
-use super::{Net, feature};
+use super::{Net, both, feature};
 use crate::virtio::{Broken, Progress, chain};
 
 /// Frames that a queue is served before it is another one's turn.
@@ -137,6 +137,18 @@ impl Net {
         Ok(progress)
     }
 
+    /// Sends the frames of one pair, then receives: what the host's own network answers is there at once, and need not be
+    /// waited for.
+    pub(super) fn send_and_receive(&mut self, pair: usize) -> Result<Progress, Broken> {
+        let before = self.counts.tx_packets;
+        let progress = self.send(pair)?;
+        let answered = self.link.answers_at_once() && self.counts.tx_packets != before;
+        if answered && self.wish(pair).frames {
+            return Ok(both(progress, self.receive(pair)?));
+        }
+        Ok(progress)
+    }
+
     /// Sends what the host did not have room for.
     pub(super) fn send_the_rest(&mut self, pair: usize) -> Result<Progress, Broken> {
         if let Err(error) = self.link.flush()
@@ -152,6 +164,10 @@ impl Net {
         let mut progress = Progress::More;
         let mut served = false;
         for _ in 0..COMMANDS_A_TURN {
+            if let Err(wait) = self.commands_limiter.admit(Instant::now()) {
+                progress = Progress::Wait(wait);
+                break;
+            }
             let Some(active) = &mut self.active else {
                 return Ok(Progress::Done);
             };
@@ -173,6 +189,7 @@ impl Net {
             let pairs = active.rx.len() as u16;
             let command = control::parse(bytes, active.features, pairs);
             self.counts.commands += 1;
+            self.commands_limiter.charge(0);
             match command {
                 Some(Command::Pairs(pairs)) => self.use_pairs(pairs),
                 Some(Command::Offloads(offloads)) => self.take_offloads(offloads),

@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::process::Command;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use vm_memory::{Bytes, GuestAddress};
 
@@ -305,4 +306,43 @@ fn taps_that_cannot_be_had_say_why() {
         assert!(error.contains("no tap"), "{error}");
     }
     assert!(Tap::open("a-name-of-16-byte", 1).is_err());
+}
+
+#[test]
+fn commands_come_by_the_third_queue_of_a_driver_that_knows_no_pairs_and_not_too_fast() {
+    let Some((tap, _host)) = tap(2) else {
+        return;
+    };
+    let features = MERGED | feature::CTRL_VQ | feature::CTRL_GUEST_OFFLOADS | feature::GUEST_CSUM;
+    let mut driver = Driver::start(Link::Tap(tap), 2, features);
+    let mut answers = Vec::new();
+    for offloads in [0_u64, feature::GUEST_CSUM, feature::GUEST_TSO4] {
+        let (_, places) = driver.offer(2, &[10, 1], 0);
+        driver.make_writable(2, driver.last_descriptor(2));
+        let mut bytes = vec![5, 0];
+        bytes.extend(offloads.to_le_bytes());
+        driver.memory.write_slice(&bytes, places[0]).unwrap();
+        driver.kick(2);
+        assert_eq!(driver.used(2).len(), 1);
+        answers.push(driver.bytes(places[1], 1)[0]);
+    }
+    assert_eq!(answers, [0, 0, 1]);
+    let begin = Instant::now();
+    let (mut offered, mut done) = (0, 0);
+    while offered < 300 {
+        for _ in 0..8 {
+            driver.offer(2, &[2], 0);
+            offered += 1;
+        }
+        while done < offered {
+            driver.kick(2);
+            done += driver.used(2).len();
+        }
+    }
+    // A hundred at once, and as many in each second after that.
+    assert!(
+        begin.elapsed() > Duration::from_millis(1800),
+        "{:?}",
+        begin.elapsed()
+    );
 }
