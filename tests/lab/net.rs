@@ -512,3 +512,18 @@ fn vhost_net_tcp_both_ways() {
     assert_eq!(errors.matches("its link is lost").count(), 1, "{errors}");
     shell.power_off();
 }
+
+#[test]
+fn vhost_net_over_mmio() {
+    // The interrupt status is this process's to write there: the kernel's calls go by way of the device.
+    let tap = Tap::new("");
+    let mut builder = commands(Kernel::CLOUD_6_12);
+    builder.config["machine-config"]["transport"] = json!("mmio");
+    let mut shell = tap.boot(builder, json!({ "backend": "vhost-net" }));
+    let text = shell.ok(&format!("ping -q -c 300 -i 0.002 {}", tap.host()));
+    assert!(text.contains("300 received"), "{text}");
+    iperf(&mut shell, &tap.host(), "-n 5M");
+    iperf(&mut shell, &tap.host(), "-n 5M -R");
+    let counters = power_off(shell);
+    assert_eq!(counters["vhost"], 1);
+}

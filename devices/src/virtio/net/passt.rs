@@ -63,14 +63,7 @@ impl Passt {
     /// # Errors
     /// [`OpenError`], with the remedy.
     pub fn open(path: &Path) -> Result<Self, OpenError> {
-        let mut passt = Self {
-            path: path.to_owned(),
-            socket: None,
-            buffer: vec![0; BUFFER].into(),
-            filled: 0..0,
-            unsent: Vec::new(),
-            sent: 0,
-        };
+        let mut passt = Self::unconnected(path);
         passt.connect().map_err(|error| {
             let shown = path.display();
             let remedy = match error.raw_os_error() {
@@ -87,6 +80,28 @@ impl Passt {
             }
         })?;
         Ok(passt)
+    }
+
+    /// At the end of a connection that is there already. It does not come back once it is lost.
+    ///
+    /// # Errors
+    /// The socket is none that can be set up.
+    pub fn over(socket: UnixStream) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let mut passt = Self::unconnected(Path::new(""));
+        passt.socket = Some(socket);
+        Ok(passt)
+    }
+
+    fn unconnected(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            socket: None,
+            buffer: vec![0; BUFFER].into(),
+            filled: 0..0,
+            unsent: Vec::new(),
+            sent: 0,
+        }
     }
 
     /// Connects anew, with nothing left of what was before.

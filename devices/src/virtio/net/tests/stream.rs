@@ -296,6 +296,21 @@ fn a_peer_that_does_not_come_back_is_looked_for_again() {
 }
 
 #[test]
+fn a_connection_that_was_given_does_not_come_back() {
+    let (mine, mut other) = UnixStream::pair().unwrap();
+    let mut driver = Driver::start(Link::Passt(Passt::over(mine).unwrap()), 1, MERGED);
+    driver.offer(RX, &[2000], WRITE);
+    driver.kick(RX);
+    other.write_all(&prefixed(&ethernet(60, 1))).unwrap();
+    driver.wait_and_turn();
+    assert_eq!(driver.used(RX).len(), 1);
+    drop(other);
+    driver.wait_and_turn();
+    let _ = driver.worker.lock().service_host();
+    assert_eq!((driver.status(), driver.count("link_lost")), (0, 1));
+}
+
+#[test]
 fn drivers_that_break_the_rules_must_reset() {
     // A buffer without room for the header; one to be read.
     for (lengths, flags) in [(&[11_u32][..], WRITE), (&[2000], 0)] {
