@@ -165,7 +165,7 @@ fn sections() {
         ),
         (
             "network-interfaces",
-            json!([{"iface_id": "eth0", "host_dev_name": "tap0"}]),
+            json!([{"iface_id": "eth0", "host_dev_name": "tap0", "mtu": 9}]),
         ),
         ("vsock", json!({"guest_cid": 3})),
         ("balloon", json!({"amount_mib": 1})),
