@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use super::{Context, LabError, Result};
+use crate::sys::clock;
 use crate::sys::process::{self, ChildSetup};
 
 /// How many commands can run at the same time.
@@ -69,10 +70,13 @@ pub fn start(plan: &Plan) -> Result<Machine> {
         .arg("-initrd")
         .arg(&plan.initramfs);
     // An oops ends the machine, and so is noticed. A busy host makes an emulated processor look stuck and its clock
-    // unstable, when they are not: nobody watches for that.
+    // unstable, when they are not: nobody watches for that. Nor does the kernel measure how fast its time stamp counter,
+    // which is the host's, counts: an emulated timer is late where the host is busy, and clocks then ran up to five times
+    // too fast, in this machine and its guests.
     let line = format!(
-        "console=ttyS0 quiet mitigations=off oops=panic panic=-1 nowatchdog tsc=reliable \
+        "console=ttyS0 quiet mitigations=off oops=panic panic=-1 nowatchdog tsc=reliable tsc_early_khz={} \
          tandem.ports={PORTS} tandem.kernel_directory={}",
+        clock::tsc_khz(),
         plan.kernel.display()
     );
     command.arg("-append").arg(line);

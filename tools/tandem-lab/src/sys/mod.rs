@@ -1,7 +1,8 @@
 //! The system calls that the standard library does not wrap: the crate's only unsafe code is here.
 //!
-//! This file has descriptors; [`process`], [`terminal`] and [`machine`] what their names say.
+//! This file has descriptors; [`clock`], [`process`], [`terminal`] and [`machine`] what their names say.
 
+pub mod clock;
 pub mod machine;
 pub mod process;
 pub mod terminal;
