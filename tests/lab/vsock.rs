@@ -356,3 +356,134 @@ fn ends_and_refusals() {
     let ended = shell.power_off();
     assert_eq!(ended.stderr, "");
 }
+
+#[test]
+fn a_driver_may_go_and_come_back() {
+    let mut shell = boot(Kernel::CLOUD_6_12);
+    let path = shell.vm().path("v.sock");
+    let driver = "/sys/bus/virtio/drivers/vmw_vsock_virtio_transport";
+    let name = shell.ok(&format!("cd {driver}; echo virtio*"));
+    for _ in 0..3 {
+        let open: Vec<_> = (0..5).map(|_| call(&path, ECHO).unwrap()).collect();
+        for mut stream in &open {
+            stream.write_all(b"x").unwrap();
+            stream.read_exact(&mut [0]).unwrap();
+        }
+        shell.ok(&format!("echo {name} >{driver}/unbind"));
+        for mut stream in &open {
+            assert_eq!(stream.read(&mut [0]).unwrap(), 0, "an end");
+        }
+        assert!(call(&path, ECHO).is_none(), "there is no driver");
+        shell.ok(&format!("echo {name} >{driver}/bind"));
+        // The guest's programs still listen.
+        let deadline = Instant::now() + patience();
+        while call(&path, ECHO).is_none() {
+            assert!(Instant::now() < deadline, "nobody listens any more");
+        }
+        echo(&path, 1, 300_000);
+    }
+    // The module as a whole, which nobody may be using.
+    shell.ok("killall socat; sleep 1; rmmod vmw_vsock_virtio_transport");
+    assert!(call(&path, ECHO).is_none());
+    shell.ok("insmod /lib/modules/*-vmw_vsock_virtio_transport.ko");
+    listen(&mut shell);
+    echo(&path, 2, 300_000);
+    // A guest that goes down with connections open.
+    let mut last = call(&path, ECHO).unwrap();
+    last.write_all(b"x").unwrap();
+    let ended = shell.power_off();
+    assert_eq!(ended.stderr, "");
+    let _ = last.read(&mut [0]).unwrap();
+    assert_eq!(last.read(&mut [0]).unwrap(), 0);
+}
+
+/// Figures of a lab are good as ratios only: to a Unix socket within the guest.
+#[test]
+fn figures() {
+    const BYTES: usize = 32 << 20;
+    let mut shell = boot(Kernel::CLOUD_6_12);
+    let path = shell.vm().path("v.sock");
+    let rate = |time: Duration| BYTES as f64 / time.as_secs_f64() / f64::from(1 << 20);
+    let zeros = format!("socat -u -b 65536 OPEN:/dev/zero,readbytes={BYTES}");
+    let count = "socat -u -b 65536";
+
+    shell.ok(&format!(
+        "setsid sh -c '{count} UNIX-LISTEN:/tmp/s - | wc -c >/tmp/count' </dev/null >/dev/null 2>&1 & while ! [ -S /tmp/s ]; do :; done"
+    ));
+    let start = Instant::now();
+    shell.ok(&format!(
+        "{zeros} UNIX-CONNECT:/tmp/s; while ! [ -s /tmp/count ]; do sleep 0.01; done"
+    ));
+    println!("within the guest: {:.1} MiB/s", rate(start.elapsed()));
+
+    let listener = UnixListener::bind(host_port(&shell, 6010)).unwrap();
+    let asked = shell.send(&format!("{zeros} VSOCK-CONNECT:2:6010"));
+    let (mut stream, _) = listener.accept().unwrap();
+    let start = Instant::now();
+    let (mut total, mut buffer) = (0, vec![0; 1 << 16]);
+    while let Ok(count @ 1..) = stream.read(&mut buffer) {
+        total += count;
+    }
+    println!("guest to host: {:.1} MiB/s", rate(start.elapsed()));
+    assert_eq!(total, BYTES);
+    assert_eq!(shell.answer(asked, patience()).status, 0);
+
+    shell.ok(&format!(
+        "setsid sh -c '{count} VSOCK-LISTEN:5010 - | wc -c >/tmp/count2' </dev/null >/dev/null 2>&1 &"
+    ));
+    let mut stream = loop {
+        if let Some(stream) = call(&path, 5010) {
+            break stream;
+        }
+    };
+    let start = Instant::now();
+    for _ in 0..BYTES / buffer.len() {
+        stream.write_all(&buffer).unwrap();
+    }
+    stream.shutdown(Shutdown::Write).unwrap();
+    // The guest closes when it has got all.
+    assert_eq!(stream.read(&mut buffer).unwrap(), 0);
+    println!("host to guest: {:.1} MiB/s", rate(start.elapsed()));
+    let got = shell.ok("while ! [ -s /tmp/count2 ]; do sleep 0.01; done; cat /tmp/count2");
+    assert_eq!(got, BYTES.to_string());
+
+    // One connection that stays open, so that no process has to be started for what is timed.
+    let mut stream = call(&path, ECHO).unwrap();
+    let mut times: Vec<_> = (0..200)
+        .map(|_| {
+            let start = Instant::now();
+            stream.write_all(b"x").unwrap();
+            stream.read_exact(&mut [0]).unwrap();
+            start.elapsed()
+        })
+        .collect();
+    times.sort();
+    println!("one byte there and back, p50: {:?}", times[100]);
+    drop(stream);
+    let mut times: Vec<_> = (0..200)
+        .map(|_| {
+            let start = Instant::now();
+            assert!(call(&path, 4999).is_none());
+            start.elapsed()
+        })
+        .collect();
+    times.sort();
+    println!("a refused connect, p50: {:?}", times[100]);
+    let mut times: Vec<_> = (0..20)
+        .map(|_| {
+            let start = Instant::now();
+            let stream = call(&path, ECHO).unwrap();
+            let time = start.elapsed();
+            drop(stream);
+            all_closed(&shell);
+            time
+        })
+        .collect();
+    times.sort();
+    println!("a connect, p50: {:?}", times[10]);
+    println!(
+        "memory outside of the guest: {} KiB",
+        shell.vm().footprint_kib()
+    );
+    shell.power_off();
+}

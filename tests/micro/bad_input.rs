@@ -168,13 +168,24 @@ fn sections() {
             json!([{"iface_id": "eth0", "host_dev_name": "tap0", "mtu": 9}]),
         ),
         ("vsock", json!({"guest_cid": 3})),
+        ("vsock.guest_cid", json!({"guest_cid": 2, "uds_path": "v"})),
+        ("vsock.uds_path", json!({"guest_cid": 3, "uds_path": ""})),
+        (
+            "vsock.uds_path",
+            json!({"guest_cid": 3, "uds_path": "/nowhere/v.sock"}),
+        ),
+        (
+            "vsock.uds_path",
+            json!({"guest_cid": 3, "uds_path": "/etc/passwd"}),
+        ),
         ("balloon", json!({"amount_mib": 1})),
         ("entropy", json!({"rate_limiter": {"ops": {"size": 1}}})),
         ("entropy", json!({"rate": 1})),
         ("nonsense", json!(1)),
     ] {
         let mut builder = builder();
-        builder.config[section] = value;
+        // A field has a name behind that of its section.
+        builder.config[section.split('.').next().unwrap()] = value;
         refused(builder, &[section]);
     }
     let mut builder = builder();

@@ -2,41 +2,41 @@
 //!
 //! Sockets of connections are looked at edge by edge: one that has data is listed, and asked until it has no more. While the
 //! guest takes nothing, nobody looks at them, so nothing spins. Those who have something for the guest take turns.
+//!
+//! | file    | what lives there                                                                   |
+//! |---------|------------------------------------------------------------------------------------|
+//! | `guest` | packets for the guest: whose turn it is                                             |
+//! | `host`  | clients that have not said what they want, and what closed connections have left     |
+
+mod guest;
+mod host;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::super::{Broken, Cursor, IoVec};
-use super::connection::{self, Connection, End, Phase};
-use super::listener::{Greeting, Listener, Said};
+use super::connection::{Connection, End, Phase};
+use super::listener::Listener;
 use super::packet::{HOST_CID, Header, PORT_ANY, TYPE_STREAM, op};
 use crate::limit::LogLimit;
+pub use guest::Next;
+use host::{ACCEPT_AGAIN, Loose};
 
 /// Connections at a time. Firecracker's limit, too.
 pub const MOST_CONNECTIONS: usize = 1023;
-/// Clients at a time that have not said what they want.
-const MOST_GREETINGS: usize = 256;
-/// How long a client may take to say it.
-const GREETING_TIME: Duration = Duration::from_secs(30);
 /// Bytes that the guest may send ahead in a connection, while there are [`FEW`] of them, and beyond that.
 const WINDOW: u32 = 256 << 10;
 const SMALL_WINDOW: u32 = 64 << 10;
 const FEW: usize = 64;
-/// Bytes that are kept, in all, for hosts' programs whose guest's end is closed.
-const MOST_LEFT: usize = 64 << 20;
 /// Answers to packets of no connection that wait for the guest.
 const MOST_STRAYS: usize = 1024;
 /// Where the ports of the host's clients begin. Firecracker's choice, too.
 const FIRST_PORT: u32 = 1 << 30;
-/// How long no clients are accepted when the process is out of descriptors.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
-/// Clients that are accepted, and events that are looked at, in a turn.
-const ACCEPTS_A_TURN: usize = 32;
+/// Events that are looked at in a turn.
 const EVENTS_A_TURN: usize = 64;
 
 /// A connection's ports: the host's and the guest's.
@@ -75,21 +75,6 @@ impl Token {
     }
 }
 
-/// A host's socket without a connection.
-enum Loose {
-    /// A client that has not said what it wants.
-    Greeting {
-        stream: UnixStream,
-        greeting: Greeting,
-        deadline: Instant,
-    },
-    /// A program that has not taken all that the guest has sent.
-    Left {
-        stream: UnixStream,
-        backlog: VecDeque<u8>,
-    },
-}
-
 /// What was done so far.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counts {
@@ -113,21 +98,6 @@ pub struct Counts {
     pub credit_stalls: u64,
     /// Packets that were not answered, and data for programs that were too slow for too long.
     pub drops: u64,
-}
-
-/// The next packet for the guest.
-pub enum Next {
-    /// There is none.
-    Nothing,
-    /// One without data.
-    Control(Header),
-    /// Data: at most so many bytes, for which so many chains are worth a try.
-    Data {
-        /// Bytes.
-        room: u32,
-        /// Chains.
-        chains: usize,
-    },
 }
 
 /// All connections of a device.
@@ -425,58 +395,6 @@ impl Muxer {
         }
     }
 
-    /// Keeps what an ended connection has for the host, until the host takes it.
-    fn keep_leftovers(&mut self, connection: &mut Connection) {
-        let Some((stream, backlog)) = connection.leftovers() else {
-            return;
-        };
-        self.left += backlog.len();
-        let number = self.number();
-        let event = EpollEvent::new(
-            EventSet::OUT | EventSet::EDGE_TRIGGERED,
-            Token::Loose(number).pack(),
-        );
-        let fd = stream.as_raw_fd();
-        if self.epoll.ctl(ControlOperation::Modify, fd, event).is_ok() {
-            self.loose.insert(number, Loose::Left { stream, backlog });
-        } else {
-            self.left -= backlog.len();
-            self.counts.drops += 1;
-        }
-        while self.left > MOST_LEFT {
-            let mut all = self.loose.iter();
-            let oldest = all
-                .find_map(|(number, loose)| matches!(loose, Loose::Left { .. }).then_some(*number));
-            let Some(oldest) = oldest else { break };
-            self.drop_loose(oldest);
-            self.counts.drops += 1;
-            if self.limit.allow() {
-                log::warn!("data of the guest's is lost: programs do not read their sockets");
-            }
-        }
-    }
-
-    /// A number for a socket without a connection. Not [`PORT_ANY`].
-    fn number(&mut self) -> u32 {
-        loop {
-            let number = self.next_loose;
-            self.next_loose = number.wrapping_add(1) % PORT_ANY;
-            if !self.loose.contains_key(&number) {
-                return number;
-            }
-        }
-    }
-
-    fn drop_loose(&mut self, number: u32) {
-        match self.loose.remove(&number) {
-            Some(Loose::Left { backlog, .. }) => {
-                self.left = self.left.saturating_sub(backlog.len())
-            }
-            Some(Loose::Greeting { .. }) => self.greetings = self.greetings.saturating_sub(1),
-            None => {}
-        }
-    }
-
     /// Looks at what the host has: a bounded piece of work.
     pub fn host_events(&mut self, now: Instant) {
         let mut events = [EpollEvent::default(); EVENTS_A_TURN];
@@ -506,119 +424,6 @@ impl Muxer {
                 }
             }
         }
-    }
-
-    fn accept(&mut self, now: Instant) {
-        for _ in 0..ACCEPTS_A_TURN {
-            let stream = match self.listener.accept() {
-                Ok(stream) => stream,
-                Err(error) => {
-                    let kinds = [io::ErrorKind::WouldBlock, io::ErrorKind::ConnectionAborted];
-                    if !kinds.contains(&error.kind()) {
-                        self.stop_accepting(&error, now);
-                    }
-                    return;
-                }
-            };
-            // Without a driver there is nobody to talk to: a client that comes too early hears it at once.
-            if !self.active || self.greetings >= MOST_GREETINGS {
-                self.counts.refused += 1;
-                continue;
-            }
-            let number = self.number();
-            let event = EpollEvent::new(interest(false), Token::Loose(number).pack());
-            let fd = stream.as_raw_fd();
-            if self.epoll.ctl(ControlOperation::Add, fd, event).is_err() {
-                self.counts.refused += 1;
-                continue;
-            }
-            let deadline = now + GREETING_TIME;
-            self.greetings += 1;
-            self.loose.insert(
-                number,
-                Loose::Greeting {
-                    stream,
-                    greeting: Greeting::default(),
-                    deadline,
-                },
-            );
-            self.check_at(Some(deadline));
-            // Most have said it by now.
-            self.loose_event(number, now);
-        }
-    }
-
-    /// The process is out of descriptors: a listener that stays readable would keep the loop busy.
-    fn stop_accepting(&mut self, error: &io::Error, now: Instant) {
-        if self.limit.allow() {
-            log::warn!("cannot accept a client of a vsock device: {error}");
-        }
-        let fd = self.listener.socket().as_raw_fd();
-        let event = EpollEvent::default();
-        if self.epoll.ctl(ControlOperation::Delete, fd, event).is_ok() {
-            self.accept_again = now.checked_add(ACCEPT_AGAIN);
-            self.check_at(self.accept_again);
-        }
-    }
-
-    fn loose_event(&mut self, number: u32, now: Instant) {
-        match self.loose.get_mut(&number) {
-            Some(Loose::Greeting {
-                stream, greeting, ..
-            }) => match greeting.read(stream) {
-                Said::NotYet => {}
-                Said::Nonsense => {
-                    self.counts.refused += 1;
-                    self.drop_loose(number);
-                }
-                Said::Connect(port) => {
-                    self.greetings = self.greetings.saturating_sub(1);
-                    if let Some(Loose::Greeting { stream, .. }) = self.loose.remove(&number) {
-                        self.call_guest(stream, port, now);
-                    }
-                }
-            },
-            Some(Loose::Left { stream, backlog }) => {
-                let result = connection::drain(stream, backlog);
-                let done = backlog.is_empty();
-                if let Some(bytes) = result {
-                    self.left = self.left.saturating_sub(bytes);
-                }
-                if done || result.is_none() {
-                    self.drop_loose(number);
-                }
-            }
-            None => {}
-        }
-    }
-
-    /// A client calls the guest.
-    fn call_guest(&mut self, stream: UnixStream, port: u32, now: Instant) {
-        if self.connections.len() >= MOST_CONNECTIONS || port == PORT_ANY {
-            self.counts.refused += 1;
-            return;
-        }
-        // There are more ports than connections.
-        let key = loop {
-            let key = Key {
-                host: self.next_port,
-                guest: port,
-            };
-            self.next_port = FIRST_PORT | (self.next_port.wrapping_add(1) & (FIRST_PORT - 1));
-            if !self.connections.contains_key(&key) {
-                break key;
-            }
-        };
-        let event = EpollEvent::new(interest(false), Token::Connection(key).pack());
-        let fd = stream.as_raw_fd();
-        if self.epoll.ctl(ControlOperation::Modify, fd, event).is_err() {
-            self.counts.refused += 1;
-            return;
-        }
-        self.counts.by_host += 1;
-        let connection = Connection::from_host(stream, key.host, self.window(), now);
-        self.connections.insert(key, connection);
-        self.settle(key);
     }
 
     /// Does what is due by now.
@@ -667,100 +472,5 @@ impl Muxer {
         let next = connections.chain(self.loose.values().filter_map(deadline));
         let next = next.min();
         self.check_at(next);
-    }
-
-    /// Whether there may be a packet for the guest.
-    pub fn has_packet(&self) -> bool {
-        !self.strays.is_empty() || !self.ready.is_empty()
-    }
-
-    /// The next packet for the guest. [`told`](Self::told) or [`read`](Self::read) has to follow, unless there is no room
-    /// for it: then it is the next one again.
-    pub fn next_packet(&mut self) -> Next {
-        if let Some(header) = self.strays.front() {
-            return Next::Control(*header);
-        }
-        while let Some(key) = self.ready.front().copied() {
-            if let Some(connection) = self.connections.get_mut(&key) {
-                if let Some((op, flags)) = connection.control() {
-                    let base = self.base(key);
-                    let connection = self.connections.get_mut(&key);
-                    if let Some(connection) = connection {
-                        return Next::Control(connection.header(&base, op, flags, 0));
-                    }
-                } else if connection.wants_data() {
-                    let (room, chains) = connection.room();
-                    return Next::Data { room, chains };
-                } else {
-                    connection.listed = false;
-                }
-            }
-            self.ready.pop_front();
-        }
-        Next::Nothing
-    }
-
-    /// What all headers of a connection have.
-    fn base(&self, key: Key) -> Header {
-        Header {
-            src_cid: HOST_CID,
-            dst_cid: self.guest_cid,
-            src_port: key.host,
-            dst_port: key.guest,
-            kind: TYPE_STREAM,
-            ..Header::default()
-        }
-    }
-
-    /// The guest has got the packet that [`next_packet`](Self::next_packet) has returned.
-    pub fn told(&mut self, header: &Header, now: Instant) {
-        self.counts.packets_to_guest += 1;
-        if self.strays.pop_front().is_some() {
-            return;
-        }
-        if let Some(key) = self.ready.pop_front()
-            && let Some(connection) = self.connections.get_mut(&key)
-        {
-            connection.listed = false;
-            connection.told(header.op, header.flags, now);
-            self.settle(key);
-        }
-    }
-
-    /// Reads data of the connection whose turn it is into `rooms`, and calls `put` for each room that has got some, with
-    /// its number and the header for it. Returns how many have.
-    ///
-    /// # Errors
-    /// [`Broken`]: a room is not in memory; what `put` returns.
-    pub fn read(
-        &mut self,
-        rooms: &[Cursor],
-        mut put: impl FnMut(usize, &Header) -> Result<(), Broken>,
-    ) -> Result<usize, Broken> {
-        let Some(key) = self.ready.pop_front() else {
-            return Ok(0);
-        };
-        let base = self.base(key);
-        let Some(connection) = self.connections.get_mut(&key) else {
-            return Ok(0);
-        };
-        connection.listed = false;
-        let bytes = connection.read(rooms, &mut self.pieces)?;
-        let mut left = bytes;
-        let mut used = 0;
-        for (index, room) in rooms.iter().enumerate() {
-            if left == 0 {
-                break;
-            }
-            // No more than was read.
-            let here = u64::from(left).min(room.len()) as u32;
-            put(index, &connection.header(&base, op::RW, 0, here))?;
-            left -= here;
-            used += 1;
-        }
-        self.counts.packets_to_guest += used as u64;
-        self.counts.bytes_to_guest += u64::from(bytes);
-        self.settle(key);
-        Ok(used)
     }
 }
