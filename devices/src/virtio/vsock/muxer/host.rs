@@ -105,8 +105,7 @@ impl Muxer {
                     return;
                 }
             };
-            // Without a driver there is nobody to talk to: a client that comes too early hears it at once.
-            if !self.active || self.greetings >= MOST_GREETINGS {
+            if self.greetings >= MOST_GREETINGS {
                 self.counts.refused += 1;
                 continue;
             }
@@ -179,7 +178,10 @@ impl Muxer {
 
     /// A client calls the guest.
     fn call_guest(&mut self, stream: UnixStream, port: u32, now: Instant) {
-        if self.connections.len() >= MOST_CONNECTIONS || port == PORT_ANY {
+        // Without a driver there is nobody to talk to. A client that comes too early hears it at once, but not before it has
+        // said what it wants: to write to a closed socket is an error that programs do not get over as easily.
+        let room = self.connections.len() < MOST_CONNECTIONS;
+        if !self.active || !room || port == PORT_ANY {
             self.counts.refused += 1;
             return;
         }

@@ -179,7 +179,8 @@ impl Muxer {
         self.active = true;
     }
 
-    /// There is no driver any more: all connections end, without a word to it. What is left for the host stays.
+    /// There is no driver any more: all connections end, without a word to it. What is left for the host stays,
+    /// and so do clients that have not said what they want.
     pub fn stop(&mut self) {
         self.active = false;
         self.counts.reset += self.connections.len() as u64;
@@ -189,9 +190,6 @@ impl Muxer {
         }
         self.ready.clear();
         self.strays.clear();
-        let of_clients = |loose: &Loose| matches!(loose, Loose::Greeting { .. });
-        self.loose.retain(|_, loose| !of_clients(loose));
-        self.greetings = 0;
     }
 
     /// What was done so far.
