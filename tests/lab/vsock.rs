@@ -293,14 +293,18 @@ fn ends_and_refusals() {
     echo(path, 3, 100_000);
     // A program of the guest's that is killed in the middle.
     let listener = UnixListener::bind(host_port(&shell, 6003)).unwrap();
-    let asked = shell
-        .send("socat -u OPEN:/dev/zero VSOCK-CONNECT:2:6003 & sleep 0.5; kill -9 $!; wait $!; :");
+    let signal = UnixListener::bind(host_port(&shell, 6005)).unwrap();
+    let asked = shell.send(
+        "socat -u OPEN:/dev/zero VSOCK-CONNECT:2:6003 & socat -u VSOCK-CONNECT:2:6005 OPEN:/dev/null,wronly; kill -9 $!; wait $!; :",
+    );
     let (mut stream, _) = listener.accept().unwrap();
-    let mut all = Vec::new();
+    let mut all = vec![0; 100_000];
+    stream.read_exact(&mut all).unwrap();
+    // What the guest waits for comes to its end.
+    drop(signal.accept().unwrap());
     stream.read_to_end(&mut all).unwrap();
     assert!(all.iter().all(|byte| *byte == 0));
     println!("killed after {} bytes", all.len());
-    assert!(!all.is_empty());
     let _ = shell.answer(asked, patience());
 
     // A reader that is slow: the guest's last byte arrives long after its program has ended.
@@ -383,7 +387,7 @@ fn a_driver_may_go_and_come_back() {
         echo(&path, 1, 300_000);
     }
     // The module as a whole, which nobody may be using.
-    shell.ok("killall socat; sleep 1; rmmod vmw_vsock_virtio_transport");
+    shell.ok("killall socat; while ! rmmod vmw_vsock_virtio_transport; do sleep 0.1; done");
     assert!(call(&path, ECHO).is_none());
     shell.ok("insmod /lib/modules/*-vmw_vsock_virtio_transport.ko");
     listen(&mut shell);
