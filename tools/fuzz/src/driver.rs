@@ -114,14 +114,19 @@ impl Driver {
         self.queues.iter().flatten().any(|q| !q.pending.is_empty())
     }
 
+    fn break_rules(&mut self) {
+        self.outlaw = true;
+        memory::gets_wild();
+    }
+
     /// Something happens that it does not know of: it may expect nothing any more.
     pub fn give_up(&mut self) {
-        self.outlaw = true;
+        self.break_rules();
     }
 
     /// It writes to memory at random: it may expect nothing any more.
     pub fn poke(&mut self, at: u64, bytes: &[u8]) {
-        self.outlaw = true;
+        self.break_rules();
         let _ = self.memory.write_slice(bytes, GuestAddress(at));
     }
 
@@ -177,6 +182,7 @@ impl Driver {
                 return None;
             }
             self.tables += len;
+            memory::used(&TABLES, self.tables);
             for (index, buffer) in (0_u16..).zip(&buffers) {
                 let next = (usize::from(index) + 1 < buffers.len()).then_some(index + 1);
                 places.push(at + 16 * u64::from(index));
@@ -233,6 +239,7 @@ impl Driver {
             let at = self.readable;
             // Apart from each other by all kinds of distances.
             self.readable += rest.len() as u64 + 1 + (rest.len() as u64 & 3);
+            memory::used(&READABLE, self.readable.min(READABLE.end));
             (self.readable <= READABLE.end).then(|| {
                 let fits = self.memory.write_slice(rest, GuestAddress(at));
                 fits.expect("the zone is in memory");
@@ -253,6 +260,7 @@ impl Driver {
             if self.writable > WRITABLE.end {
                 return None;
             }
+            memory::used(&WRITABLE, self.writable);
             self.put(at + u64::from(len), &GUARD);
             buffers.push((at, len, true));
         }
@@ -261,7 +269,7 @@ impl Driver {
 
     /// Makes something wrong.
     fn spoil(&mut self, queue: &Queue, places: &[u64], slot: u64, spoil: Spoil) {
-        self.outlaw = true;
+        self.break_rules();
         let place = places[usize::from(spoil.descriptor) % places.len()];
         let value = spoil.value.to_le_bytes();
         match spoil.field % 6 {

@@ -21,6 +21,12 @@
 //! |---------------|-----------------------------------------------------------------------------|
 //! | [`rings`]     | a virtqueue and its chains, beside a second, simple-minded reading of the ring    |
 //! | [`entropy`]   | entropy device                                                               |
+//! | [`block`]     | block device, over files                                                       |
+//! | [`qcow2`]     | the same over images in QEMU's format                                           |
+//! | [`net`]       | network device, over a socket; headers and commands                               |
+//! | [`vsock`]     | socket device, with programs of the host's                                      |
+//! | [`balloon`]   | balloon                                                                      |
+//! | [`console`]   | console                                                                      |
 //! | [`pci`]       | PCI configuration space and the virtio function's BAR, by all their ways            |
 //! | [`mmio`]      | MMIO registers of a virtio device                                               |
 //! | [`document`]  | the configuration document                                                     |
@@ -36,8 +42,14 @@ pub mod seeds;
 pub mod session;
 pub mod transport;
 
+pub mod balloon;
+pub mod block;
+pub mod console;
 pub mod document;
 pub mod entropy;
 pub mod mmio;
+pub mod net;
 pub mod pci;
+pub mod qcow2;
 pub mod rings;
+pub mod vsock;

@@ -10,11 +10,11 @@
 //! | 0x40_0000               | a hole                                                   |
 //! | 4 GiB to 4 GiB + 1 MiB  | memory                                                   |
 
+use std::cell::{Cell, OnceCell};
 use std::ops::Range;
-use std::sync::OnceLock;
 
 use devices::virtio::Memory;
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, MemoryRegionAddress};
 
 /// Ranges of it.
 pub const RANGES: [(u64, usize); 3] =
@@ -36,23 +36,61 @@ pub fn areas(queue: usize) -> [u64; 3] {
     [base, base + 0x1000, base + 0x2000]
 }
 
-/// The memory, all zero: the same one in each run.
+// Tests run on several threads, each with a memory of its own.
+thread_local! {
+    static MEMORY: OnceCell<Memory> = const { OnceCell::new() };
+    /// Ends of what drivers have used since memory was cleared: tables, readable, writable.
+    static USED: [Cell<u64>; 3] = const { [const { Cell::new(0) }; 3] };
+    /// Anything may have been written.
+    static WILD: Cell<bool> = const { Cell::new(true) };
+}
+
+/// A driver uses a zone up to there.
+pub fn used(zone: &Range<u64>, end: u64) {
+    if let Some(mark) = [TABLES, READABLE, WRITABLE].iter().position(|z| z == zone) {
+        USED.with(|used| used[mark].set(used[mark].get().max(end)));
+    }
+}
+
+/// From now on anything may be written anywhere.
+pub fn gets_wild() {
+    WILD.set(true);
+}
+
+/// The memory, all zero but for rings, which a driver clears itself: the same one in each run.
 ///
 /// # Panics
 /// It cannot be had.
 pub fn fresh() -> Memory {
-    static MEMORY: OnceLock<Memory> = OnceLock::new();
-    let memory = MEMORY.get_or_init(|| {
-        Memory::from_ranges(&RANGES.map(|(at, len)| (GuestAddress(at), len))).expect("a few MiB")
-    });
-    for region in memory.iter() {
-        let host = region.get_host_address(MemoryRegionAddress(0));
-        let host = host.expect("a region has a first byte");
-        // SAFETY: all of a region is private anonymous memory, which reads as zeroes afterwards. Nothing of an earlier run
-        // is still at work in it.
-        let result =
-            unsafe { libc::madvise(host.cast(), region.len() as usize, libc::MADV_DONTNEED) };
-        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    let make = || {
+        let ranges = RANGES.map(|(at, len)| (GuestAddress(at), len));
+        Memory::from_ranges(&ranges).expect("a few MiB")
+    };
+    let memory = MEMORY.with(|memory| memory.get_or_init(make).clone());
+    let ends = USED.with(|used| used.each_ref().map(|end| end.replace(0)));
+    if WILD.replace(false) {
+        memory.iter().for_each(drop_pages);
+    } else {
+        // Pages that are there already are cleared faster than new ones are had.
+        for (zone, end) in [TABLES, READABLE, WRITABLE].into_iter().zip(ends) {
+            let mut at = zone.start;
+            while at < end {
+                let zeroes = [0; 4096];
+                let len = (end - at).min(4096) as usize;
+                let written = memory.write_slice(&zeroes[..len], GuestAddress(at));
+                written.expect("zones are in memory");
+                at += 4096;
+            }
+        }
     }
-    memory.clone()
+    memory
+}
+
+fn drop_pages(region: &vm_memory::GuestRegionMmap) {
+    let host = region.get_host_address(MemoryRegionAddress(0));
+    let host = host.expect("a region has a first byte");
+    // SAFETY: all of a region is private anonymous memory, which reads as zeroes afterwards. Nothing of an earlier run is still
+    // at work in it.
+    let result = unsafe { libc::madvise(host.cast(), region.len() as usize, libc::MADV_DONTNEED) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
 }

@@ -1,12 +1,14 @@
 //! The log: messages are put together and counted, and not kept.
 
+use std::cell::Cell;
 use std::io::Write;
 use std::sync::Once;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use log::{LevelFilter, Log, Metadata, Record};
 
-static COUNT: AtomicU32 = AtomicU32::new(0);
+thread_local! {
+    static COUNT: Cell<u32> = const { Cell::new(0) };
+}
 
 /// Messages that one run may cause: some sites, each with its limit of 20 and a line that says so.
 const MOST: u32 = 400;
@@ -19,7 +21,7 @@ impl Log for Counting {
     }
 
     fn log(&self, record: &Record) {
-        COUNT.fetch_add(1, Ordering::Relaxed);
+        COUNT.set(COUNT.get() + 1);
         // What is formatted may be wrong too. With TANDEM_FUZZ_LOG it can be read.
         let text = record.args().to_string();
         if std::env::var_os("TANDEM_FUZZ_LOG").is_some() {
@@ -38,7 +40,7 @@ pub fn begin() {
             log::set_max_level(LevelFilter::Info);
         }
     });
-    COUNT.store(0, Ordering::Relaxed);
+    COUNT.set(0);
 }
 
 /// The run is over.
@@ -46,6 +48,6 @@ pub fn begin() {
 /// # Panics
 /// It has caused too many messages.
 pub fn end() {
-    let count = COUNT.load(Ordering::Relaxed);
+    let count = COUNT.get();
     assert!(count <= MOST, "{count} messages in the log");
 }

@@ -42,7 +42,7 @@ pub trait Rig {
         let _ = bytes;
         None
     }
-    /// Milliseconds in which the host completes what the device has begun.
+    /// Milliseconds in which the host completes most of what the device has begun.
     fn patience(&self) -> i32 {
         0
     }
@@ -54,6 +54,8 @@ pub trait Rig {
     fn polish(&mut self, queue: u8, bytes: &mut Vec<u8>) {
         let _ = (queue, bytes);
     }
+    /// Looks at the host's side, after each move.
+    fn look(&mut self) {}
     /// What else was reached.
     fn reached(&self) -> Vec<(&'static str, u64)> {
         Vec::new()
@@ -90,6 +92,8 @@ struct Session<'a> {
     active: bool,
     /// The host's side has asked for another turn.
     more: bool,
+    /// Something was begun since the host's side was last waited for.
+    begun: bool,
     broken: u64,
     migrations: u64,
     reached: Reached,
@@ -113,6 +117,7 @@ pub fn follow(rig: &mut dyn Rig, script: &mut Reader) -> Reached {
         notes: Arc::default(),
         active: false,
         more: false,
+        begun: false,
         broken: 0,
         migrations: 0,
         reached: Reached::new(),
@@ -151,7 +156,11 @@ impl Session<'_> {
                 self.driver.offer(&chain);
             }
             Move::Kick(queue) => self.kick(queue.into()),
-            Move::Host(bytes) => self.rig.host(&bytes),
+            Move::Host(bytes) => {
+                self.rig.host(&bytes);
+                // As after a time that the device has waited.
+                self.more = true;
+            }
             Move::ReadConfig(offset, len) => {
                 let mut data = vec![0; usize::from(len % 9)];
                 self.device().read_config(offset.into(), &mut data);
@@ -288,6 +297,7 @@ impl Session<'_> {
         if !self.active {
             return;
         }
+        self.begun = true;
         for turn in 0.. {
             assert!(turn < TURNS, "queue {queue}: a kick that is never over");
             match self.device().process(queue) {
@@ -315,12 +325,10 @@ impl Session<'_> {
             return;
         };
         for turn in 0.. {
-            let patience = if self.active && self.driver.waits() {
-                self.rig.patience()
-            } else {
-                0
-            };
+            let begun = self.begun && self.active && self.driver.waits();
+            let patience = if begun { self.rig.patience() } else { 0 };
             if !std::mem::take(&mut self.more) && !readable(event, patience) {
+                self.begun = false;
                 return;
             }
             assert!(turn < TURNS, "the host's side is never done");
@@ -338,11 +346,14 @@ impl Session<'_> {
         let told: Option<&dyn Fn(u16) -> bool> = if self.active { Some(&told) } else { None };
         let event_idx = self.negotiation.accepted() & feature::EVENT_IDX != 0;
         self.driver.look(event_idx, self.rig.keeps_memory(), told);
+        self.rig.look();
     }
 
     fn note_counters(&mut self) {
         for (name, count) in self.device().counters() {
-            *self.reached.entry(name.into()).or_default() += count;
+            // Some of them are the guest's own numbers.
+            let sum = self.reached.entry(name.into()).or_default();
+            *sum = sum.saturating_add(count);
         }
     }
 
