@@ -9,6 +9,7 @@
 //! | `pci`       | virtio over PCI: a driver in good order, hostile ones, and pause                  |
 //! | `reconfigure` | a configuration that is read again while the machine runs, and metrics        |
 //! | `mmio`      | the same over MMIO, and a queue that is reset                                    |
+//! | `hostile`   | hostile drivers against every kind of device, over both transports                |
 //! | `signals`   | the power button, and stopping at once                                           |
 //! | `terminal`  | a terminal is raw while the guest runs, and always given back                    |
 //! | `machine`   | pause and resume, several vCPUs, memory of the process                           |
@@ -22,6 +23,7 @@ mod boot;
 mod devices;
 mod exits;
 mod guest;
+mod hostile;
 mod machine;
 mod mmio;
 mod pci;
