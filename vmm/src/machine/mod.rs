@@ -219,7 +219,7 @@ impl Machine {
         device.worker.lock().device().update(update)?;
         // What the old limits held up may go on now.
         for kick in device.kicks.iter() {
-            // It fails only where a kick is there already.
+            // It fails only after 2^64 of them.
             let _ = kick.write(1);
         }
         Ok(())
