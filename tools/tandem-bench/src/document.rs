@@ -28,9 +28,13 @@ impl Document {
 
     /// Writes it.
     pub fn write(mut self, content: &impl Serialize) -> Result<()> {
-        serde_json::to_writer_pretty(&mut self.file, content)
+        // In one piece: the serializer writes a few bytes at a time, which takes minutes on a slow file system.
+        serde_json::to_vec_pretty(content)
             .map_err(io::Error::from)
-            .and_then(|()| self.file.write_all(b"\n"))
+            .and_then(|mut text| {
+                text.push(b'\n');
+                self.file.write_all(&text)
+            })
             .map_err(|error| Error::file("write", &self.path, &error))
     }
 }

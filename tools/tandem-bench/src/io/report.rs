@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::compare::Comparison;
 use super::jobs::{Figure, Job};
 use super::sample::{JobSample, Sample};
 use crate::binary::{FileFacts, Program};
@@ -88,23 +89,6 @@ pub struct Results {
     pub failures: Vec<String>,
 }
 
-/// How far Tandem is ahead in one figure.
-#[derive(Debug, Serialize)]
-pub struct Comparison {
-    /// The job.
-    pub job: &'static str,
-    /// Which of its figures.
-    pub figure: &'static str,
-    /// The first VMM, Tandem as a rule.
-    pub of: String,
-    /// The other one.
-    pub with: String,
-    /// Of the ratios in each round that both were measured in; above 1 where the first is better.
-    pub ahead: Estimate,
-    /// Number of those rounds.
-    pub rounds: usize,
-}
-
 impl Results {
     fn values(&self, job: &Job, value: impl Fn(&JobSample) -> Option<f64>) -> Vec<f64> {
         let samples = self.samples.iter();
@@ -114,7 +98,7 @@ impl Results {
     }
 
     /// Its figure in a round.
-    fn figure(&self, round: usize, job: &Job, figure: &Figure) -> Option<f64> {
+    pub fn figure(&self, round: usize, job: &Job, figure: &Figure) -> Option<f64> {
         let sample = self
             .samples
             .iter()
@@ -132,42 +116,6 @@ impl Results {
         all.dedup();
         all
     }
-}
-
-/// Compares the first with each of the others.
-pub fn compare(vmms: &[Results], jobs: &[&'static Job], rounds: usize) -> Vec<Comparison> {
-    let Some((first, others)) = vmms.split_first() else {
-        return Vec::new();
-    };
-    let mut comparisons = Vec::new();
-    for job in jobs {
-        for figure in job.figures {
-            for other in others {
-                let ratios: Vec<f64> = (0..rounds)
-                    .filter_map(|round| {
-                        let mine = first.figure(round, job, figure)?;
-                        let theirs = other.figure(round, job, figure)?;
-                        Some(if figure.more_is_better {
-                            mine / theirs
-                        } else {
-                            theirs / mine
-                        })
-                    })
-                    .collect();
-                if let Some(ahead) = Estimate::of(&ratios) {
-                    comparisons.push(Comparison {
-                        job: job.key,
-                        figure: figure.key,
-                        of: first.name.clone(),
-                        with: other.name.clone(),
-                        ahead,
-                        rounds: ratios.len(),
-                    });
-                }
-            }
-        }
-    }
-    comparisons
 }
 
 /// Guests that do not all have the same clock: reading one can cost more than reading another.
@@ -373,6 +321,7 @@ fn number(value: f64) -> String {
 mod tests {
     use std::collections::BTreeMap;
 
+    use super::super::compare;
     use super::super::jobs::JOBS;
     use super::*;
 
@@ -429,7 +378,7 @@ mod tests {
             initrd: file,
             environment: Environment::here(),
             notes: vec!["this".into()],
-            comparisons: compare(&vmms, jobs, rounds),
+            comparisons: compare::all(&vmms, jobs, rounds),
             vmms,
         }
     }
