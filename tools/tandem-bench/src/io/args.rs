@@ -39,8 +39,8 @@ first):
   qemu              engine=io_uring|threads iothread=on|off vhost=off|on
                     transport=pci|mmio machine=microvm|q35
   cloud-hypervisor  engine=io_uring|aio|sync
-The adapters of Firecracker and Cloud Hypervisor follow their documentation and
-have not been tried with every version.
+The adapters of Firecracker (1.16) and Cloud Hypervisor follow the documentation
+alone: neither has been tried yet.
 
 Net needs root, iproute2 and iperf3 on the host; the guest's initrd has to have
 fio and iperf3. Exit codes: 0, 1 if something failed, 2 if nothing could be
