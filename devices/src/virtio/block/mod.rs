@@ -64,6 +64,8 @@ const QUEUE_SIZE: u16 = 256;
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
 /// Chains that are taken before it is another queue's turn.
 const CHAINS_A_TURN: usize = 64;
+/// Bytes to be read and written after which it is: they may be copied at once, while everybody else waits.
+const BYTES_A_TURN: u64 = 16 << 20;
 
 /// When a write is safe, as Firecracker has it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -245,7 +247,11 @@ impl Block {
 
     /// Takes requests of a queue and begins them.
     fn take(&mut self, index: u16) -> Result<Progress, Broken> {
+        let mut moved = 0;
         for _ in 0..CHAINS_A_TURN {
+            if moved >= BYTES_A_TURN {
+                return Ok(Progress::More);
+            }
             let Some(active) = &mut self.active else {
                 return Ok(Progress::Done);
             };
@@ -303,6 +309,7 @@ impl Block {
                 Request::WriteZeroes => Todo::Clear { how: Clear::Zero },
                 Request::Refused(outcome) => Todo::Answer(outcome),
             };
+            moved += job.bytes;
             self.limiter.charge(job.bytes);
             self.begin(slot, todo)?;
         }
@@ -596,11 +603,10 @@ impl VirtioDevice for Block {
         if let Some(broken) = self.broken.take() {
             return Err(broken);
         }
-        let progress = self.take(queue)?;
-        self.work.submit();
-        self.reap()?;
-        self.give_back()?;
-        Ok(progress)
+        match self.turn(queue)? {
+            Progress::Done => self.serve_waiting(),
+            progress => Ok(progress),
+        }
     }
 
     fn host_event(&self) -> Option<BorrowedFd<'_>> {
@@ -614,31 +620,7 @@ impl VirtioDevice for Block {
         self.work.submit();
         self.reap()?;
         self.give_back()?;
-        let mut all = Progress::Done;
-        for index in 0..self.sizes.len() {
-            let queue = self.active.as_mut().and_then(|active| {
-                let queue = active.queues.get_mut(index)?.as_mut()?;
-                std::mem::take(&mut queue.waits).then_some(())
-            });
-            if queue.is_none() {
-                continue;
-            }
-            match self.process(index as u16)? {
-                Progress::Done => {}
-                Progress::More => {
-                    // Its turn comes again with this side's.
-                    self.wait_on(index);
-                    all = Progress::More;
-                }
-                Progress::Wait(time) => {
-                    if all == Progress::Done {
-                        all = Progress::Wait(time);
-                    }
-                    self.wait_on(index);
-                }
-            }
-        }
-        Ok(all)
+        self.serve_waiting()
     }
 
     fn queue_reset(&mut self) -> Option<&mut dyn QueueReset> {
@@ -739,6 +721,56 @@ impl QueueReset for Block {
 }
 
 impl Block {
+    /// Takes from a queue, and answers what is complete.
+    fn turn(&mut self, queue: u16) -> Result<Progress, Broken> {
+        let progress = self.take(queue)?;
+        self.work.submit();
+        self.reap()?;
+        self.give_back()?;
+        Ok(progress)
+    }
+
+    /// Serves queues that have waited for a job to be free. When the last job is over nothing of the host's tells any
+    /// more, so none may be left waiting while one is free.
+    fn serve_waiting(&mut self) -> Result<Progress, Broken> {
+        let mut all = Progress::Done;
+        for index in 0..self.sizes.len() {
+            if !self.work.has_slot() {
+                break;
+            }
+            let queue = self.active.as_mut().and_then(|active| {
+                let queue = active.queues.get_mut(index)?.as_mut()?;
+                std::mem::take(&mut queue.waits).then_some(())
+            });
+            if queue.is_none() {
+                continue;
+            }
+            match self.turn(index as u16)? {
+                Progress::Done => {}
+                Progress::More => {
+                    // Its turn comes again with this side's.
+                    self.wait_on(index);
+                    all = Progress::More;
+                }
+                Progress::Wait(time) => {
+                    if all == Progress::Done {
+                        all = Progress::Wait(time);
+                    }
+                    self.wait_on(index);
+                }
+            }
+        }
+        if all == Progress::Done && self.has_waiting() && self.work.has_slot() {
+            all = Progress::More;
+        }
+        Ok(all)
+    }
+
+    fn has_waiting(&self) -> bool {
+        let mut queues = self.active.iter().flat_map(|active| &active.queues);
+        queues.any(|queue| queue.as_ref().is_some_and(|queue| queue.waits))
+    }
+
     /// Has a queue looked at when the host's side comes again.
     fn wait_on(&mut self, index: usize) {
         let active = self.active.as_mut();

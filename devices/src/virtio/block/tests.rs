@@ -49,6 +49,27 @@ struct Fixture {
     heads: Vec<u16>,
 }
 
+fn disk_in(dir: &TempDir, engine: Engine) -> BlockOptions {
+    let path = dir.path().join("disk");
+    let sectors = (0..SECTORS).flat_map(|number| [number as u8; 512]);
+    fs::write(&path, sectors.collect::<Vec<_>>()).unwrap();
+    BlockOptions {
+        id: "a_name_of_over_20_bytes".into(),
+        disk: DiskOptions {
+            path,
+            read_only: false,
+            direct: false,
+            format: disk::Format::Raw,
+            backing: None,
+            flushes: true,
+        },
+        cache: CacheType::Writeback,
+        engine: Some(engine),
+        queues: 1,
+        limits: RateLimiterConfig::default(),
+    }
+}
+
 impl Fixture {
     fn new(engine: Engine) -> Self {
         Self::with(engine, |_| (), u64::MAX)
@@ -56,24 +77,7 @@ impl Fixture {
 
     fn with(engine: Engine, change: impl FnOnce(&mut BlockOptions), accept: u64) -> Self {
         let dir = TempDir::new().unwrap();
-        let path = dir.path().join("disk");
-        let sectors = (0..SECTORS).flat_map(|number| [number as u8; 512]);
-        fs::write(&path, sectors.collect::<Vec<_>>()).unwrap();
-        let mut options = BlockOptions {
-            id: "a_name_of_over_20_bytes".into(),
-            disk: DiskOptions {
-                path,
-                read_only: false,
-                direct: false,
-                format: disk::Format::Raw,
-                backing: None,
-                flushes: true,
-            },
-            cache: CacheType::Writeback,
-            engine: Some(engine),
-            queues: 1,
-            limits: RateLimiterConfig::default(),
-        };
+        let mut options = disk_in(&dir, engine);
         change(&mut options);
         let device = Block::new(options).unwrap();
         let driver = Driver::new();
@@ -506,4 +510,60 @@ fn state_is_saved_and_restored() {
     let other = Fixture::new(Engine::Sync);
     other.worker.lock().device().restore(&state);
     assert_eq!(other.worker.lock().device().save(), state);
+}
+
+/// With more requests than there are jobs, and served as the loop serves it: on a kick, on completions, and when it has
+/// said that there is more.
+#[test]
+fn a_queue_that_waits_for_a_job_is_not_forgotten() {
+    use std::os::fd::AsRawFd;
+
+    let dir = TempDir::new().unwrap();
+    let mut block = Block::new(disk_in(&dir, Engine::Async)).unwrap();
+    let driver = Driver::new();
+    let entries = 256;
+    let setup = super::super::negotiation::QueueSetup {
+        max: entries,
+        size: entries,
+        ..Driver::setup()
+    };
+    let ring = Ring::new(&setup, feature::COMMON, &driver.memory).unwrap();
+    // All of them are one and the same read.
+    driver.descriptor(0, HEADER, 16, NEXT, 1);
+    driver.descriptor(1, DATA, 512, NEXT | WRITE, 2);
+    driver.descriptor(2, STATUS, 1, WRITE, 0);
+    block.activate(Activation {
+        memory: driver.memory.clone(),
+        rings: vec![Some(ring)],
+        features: block.features(),
+        interrupt: Arc::new(Counts::default()),
+    });
+    driver.set_available(entries);
+    while block.work.has_slot() {
+        let _ = block.take(0).unwrap();
+    }
+    driver.set_available(entries + 4);
+    // All jobs are begun and none is free. What is given to the kernel from here on may be complete at once.
+    let readable = |block: &Block| {
+        let mut poll = libc::pollfd {
+            fd: block.host_event().unwrap().as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: one entry.
+        unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
+    };
+    let mut progress = block.process(0).unwrap();
+    let limit = Instant::now() + Duration::from_secs(20);
+    loop {
+        assert!(Instant::now() < limit);
+        if progress == Progress::More {
+            progress = block.process(0).unwrap();
+        } else if readable(&block) {
+            progress = block.process_host().unwrap();
+        } else if !block.work.under_way() {
+            break;
+        }
+    }
+    assert_eq!(driver.used().len(), usize::from(entries) + 4);
 }

@@ -63,17 +63,26 @@ impl Work {
         if let Some(slot) = self.free.last() {
             return Some(*slot);
         }
-        let most = if self.ring.is_some() {
-            MOST_UNDER_WAY
-        } else {
-            1
-        };
         let slot = self.jobs.len() as u16;
-        (slot < most).then(|| {
+        (slot < self.most()).then(|| {
             self.jobs.push(Job::default());
             self.free.push(slot);
             slot
         })
+    }
+
+    /// Whether there is a job that is not in use.
+    pub fn has_slot(&self) -> bool {
+        !self.free.is_empty() || self.jobs.len() < usize::from(self.most())
+    }
+
+    /// How many jobs there are at most.
+    fn most(&self) -> u16 {
+        if self.ring.is_some() {
+            MOST_UNDER_WAY
+        } else {
+            1
+        }
     }
 
     /// A job, and the list of buffers that goes with all of them.
