@@ -85,7 +85,7 @@ impl IoThread {
             again: VecDeque::new(),
             quiet: false,
             wake: wake.try_clone()?,
-            shared: shared.clone(),
+            lost: None,
         });
         shared.gate.enter();
         let spawned = thread::Builder::new()
@@ -136,6 +136,9 @@ fn run(mut events: EventManager<Loop>, id: SubscriberId, gate: &Gate) {
     let _presence = Presence(gate);
     loop {
         let turn = events.subscriber_mut(id).map(|devices| {
+            if let Some(detail) = devices.lost.take() {
+                gate.end(ExitReason::DevicesLost { detail });
+            }
             let passage = gate.pass_after(|| devices.quiesce());
             (passage != Passage::Over).then(|| {
                 devices.resume();
@@ -161,7 +164,8 @@ struct Loop {
     /// Nothing is under way for a pause.
     quiet: bool,
     wake: EventFd,
-    shared: Arc<Shared>,
+    /// Why events cannot be waited for.
+    lost: Option<String>,
 }
 
 impl Loop {
@@ -172,11 +176,15 @@ impl Loop {
         self.quiet = true;
     }
 
-    /// Goes on after [`quiesce`](Self::quiesce), if that was before.
+    /// Goes on after [`quiesce`](Self::quiesce), if that was before. Completions that were taken then are told of by nobody
+    /// any more, so every part looks whether it has something to do.
     fn resume(&mut self) {
         if std::mem::take(&mut self.quiet) {
             for device in &self.devices {
                 device.worker.lock().device().resume();
+            }
+            for index in 0..self.devices.len() as u16 {
+                self.list_all(index);
             }
         }
     }
@@ -190,10 +198,7 @@ impl Loop {
             if let Some(device) = device.filter(|device| device.wake_at.is_some_and(|at| at <= now))
             {
                 device.wake_at = None;
-                // All of it may have something to do.
-                for part in 0..=device.host_part() {
-                    self.list(index, part);
-                }
+                self.list_all(index);
             }
         }
         for _ in 0..self.again.len() {
@@ -210,6 +215,17 @@ impl Loop {
             // Rounded up: not too early, to go round for nothing.
             i32::try_from(left.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
         })
+    }
+
+    /// Has all parts of a device come again: each may have something to do.
+    fn list_all(&mut self, index: u16) {
+        let device = self.devices.get(usize::from(index));
+        let Some(last) = device.map(IoDevice::host_part) else {
+            return;
+        };
+        for part in 0..=last {
+            self.list(index, part);
+        }
     }
 
     /// Has a part come again.
@@ -268,7 +284,7 @@ impl MutEventSubscriber for Loop {
         for source in sources {
             if let Err(error) = ops.add(source) {
                 let detail = format!("their thread cannot wait for its events: {error:?}");
-                self.shared.gate.end(ExitReason::DevicesLost { detail });
+                self.lost.get_or_insert(detail);
             }
         }
     }
@@ -279,6 +295,95 @@ impl MutEventSubscriber for Loop {
             return;
         }
         let (index, part) = ((events.data() >> 16) as u16, events.data() as u16);
+        let device = self.devices.get(usize::from(index));
+        let listed = device.and_then(|device| device.listed.get(usize::from(part)));
+        if listed == Some(&true) {
+            // Its turn comes anyway, and it shall not have one more for each kick.
+            return;
+        }
         self.serve(index, part);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use devices::virtio::{
+        Activation, Broken, DeviceState, DeviceType, Interrupt, VirtioDevice, console,
+    };
+    use vm_memory::GuestAddress;
+
+    use super::*;
+
+    /// Has always more to do, in its one queue.
+    struct Busy(Arc<AtomicU32>);
+
+    impl VirtioDevice for Busy {
+        fn device_type(&self) -> DeviceType {
+            DeviceType::Console
+        }
+        fn features(&self) -> u64 {
+            0
+        }
+        fn queue_sizes(&self) -> &[u16] {
+            &[8]
+        }
+        fn read_config(&self, _offset: u64, _data: &mut [u8]) {}
+        fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+        fn activate(&mut self, _activation: Activation) {}
+        fn process(&mut self, _queue: u16) -> Result<Progress, Broken> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Ok(Progress::More)
+        }
+        fn reset(&mut self) {}
+        fn save(&self) -> DeviceState {
+            DeviceState::Console(console::ConsoleState::default())
+        }
+        fn restore(&mut self, _state: &DeviceState) {}
+    }
+
+    struct Nobody;
+
+    impl Interrupt for Nobody {
+        fn used(&self, _queue: u16) {}
+        fn config_changed(&self) {}
+        fn needs_reset(&self) {}
+    }
+
+    #[test]
+    fn kicks_do_not_add_to_the_turns_of_a_busy_queue() {
+        let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap();
+        let turns = Arc::new(AtomicU32::new(0));
+        let worker = SharedWorker::new(Box::new(Busy(turns.clone())));
+        let memory = [(GuestAddress(0), 0x1000)];
+        worker.lock().start(Activation {
+            memory: devices::virtio::Memory::from_ranges(&memory).unwrap(),
+            rings: Vec::new(),
+            features: 0,
+            interrupt: Arc::new(Nobody),
+        });
+        let kicks: Arc<[EventFd]> = vec![event()].into();
+        let mut events = EventManager::new_with_capacity(READY_EVENTS).unwrap();
+        let id = events.add_subscriber(Loop {
+            devices: vec![IoDevice::new(worker, kicks.clone())],
+            again: VecDeque::new(),
+            quiet: false,
+            wake: event(),
+            lost: None,
+        });
+        for round in 0..100 {
+            kicks[0].write(1).unwrap();
+            let wait = events.subscriber_mut(id).unwrap().turn();
+            assert_eq!(wait, if round == 0 { -1 } else { 0 });
+            events.run_with_timeout(wait).unwrap();
+        }
+        assert_eq!(events.subscriber_mut(id).unwrap().again.len(), 1);
+        assert_eq!(turns.load(Ordering::Relaxed), 100);
+        // After a pause everything is looked at once.
+        let devices = events.subscriber_mut(id).unwrap();
+        devices.quiesce();
+        devices.resume();
+        assert_eq!(devices.again.len(), 2, "the queue, and the host's side");
     }
 }
