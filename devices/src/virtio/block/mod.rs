@@ -64,7 +64,7 @@ const QUEUE_SIZE: u16 = 256;
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
 /// Chains that are taken before it is another queue's turn.
 const CHAINS_A_TURN: usize = 64;
-/// Bytes to be read and written after which it is: they may be copied at once, while everybody else waits.
+/// Bytes to be read, written and cleared after which it is: that may be done at once, while everybody else waits.
 const BYTES_A_TURN: u64 = 16 << 20;
 
 /// When a write is safe, as Firecracker has it.
@@ -129,7 +129,7 @@ impl BlockError {
 /// What is to be changed in a device; the disk's size is looked at again in any case.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BlockUpdate {
-    /// The disk's file. If it is another than before, it takes its place, opened in the same way.
+    /// The disk's file. If that is another path than before, and another file, it takes its place, opened in the same way.
     pub path: Option<PathBuf>,
     /// Other limits. A bucket that is not given stays as it is; one of size 0 is no limit.
     pub limits: RateLimiterConfig,
@@ -310,6 +310,7 @@ impl Block {
                 Request::Refused(outcome) => Todo::Answer(outcome),
             };
             moved += job.bytes;
+            moved += job.ranges.iter().map(|range| range.len).sum::<u64>();
             self.limiter.charge(job.bytes);
             self.begin(slot, todo)?;
         }
@@ -514,7 +515,19 @@ impl Block {
             }
             _ => false,
         };
+        if options.path == self.options.disk.path {
+            if !same {
+                // A guest that has the disk mounted must not find another one because somebody wanted other limits.
+                log::warn!(
+                    "drive {}: {} is not the file any more that was opened, and the guest keeps that one; give another path to have it replaced",
+                    self.options.id,
+                    options.path.display()
+                );
+            }
+            return Ok(false);
+        }
         if same {
+            self.options.disk = options;
             return Ok(false);
         }
         let disk = disk::open(&options).map_err(|error| UpdateError::Refused(error.to_string()))?;
@@ -524,6 +537,14 @@ impl Block {
                 "{} has blocks of {block} bytes, and the guest knows the disk by smaller ones; give a disk that has these",
                 options.path.display()
             )));
+        }
+        if self.options.cache == CacheType::Writeback {
+            // The guest's next flush is the new disk's.
+            let synced = self.disk.before_sync().and_then(disk::sync);
+            synced.map_err(|error| {
+                let path = self.options.disk.path.display();
+                UpdateError::Refused(format!("cannot make {path} safe first: {error}"))
+            })?;
         }
         self.disk = disk;
         self.options.disk = options;

@@ -421,6 +421,16 @@ fn a_disk_grows_shrinks_and_is_replaced() {
         assert_eq!(fixture.request(0, 2, 512, true), 0);
         assert_eq!(fixture.data(0, 1), [0x77]);
         assert_eq!(capacity(&fixture), 3);
+        // A file that has taken the place of the one that is open does not become the guest's disk by itself.
+        fs::rename(&other, fixture.dir.path().join("moved")).unwrap();
+        fs::write(&other, [0x88; 512 * 4]).unwrap();
+        let again = BlockUpdate {
+            path: Some(other),
+            ..BlockUpdate::default()
+        };
+        fixture.update(again).unwrap();
+        assert_eq!(fixture.request(0, 2, 512, true), 0);
+        assert_eq!((fixture.data(0, 1), capacity(&fixture)), (vec![0x77], 3));
         assert!(fixture.update(BlockUpdate::default()).is_ok());
         let error = fixture
             .worker

@@ -91,6 +91,8 @@ impl Net {
         };
         // A queue that the driver has given up may still have something: it goes by one that is in use.
         let over = pair % usize::from(active.pairs.max(1));
+        // Room in the host is not waited for while a limit holds the queue up: it may be there all the time.
+        tx.blocked = false;
         let mut progress = Progress::More;
         let mut lost = None;
         for _ in 0..FRAMES_A_TURN {
