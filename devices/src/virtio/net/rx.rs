@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
+use std::time::{Duration, Instant};
 
 use vm_memory::{Bytes, GuestAddress};
 
@@ -20,6 +21,8 @@ const MOST: usize = header::LEN + header::LONGEST_FRAME;
 const LEAST: usize = 2048;
 /// Pieces up to which buffers are held out. A chain has 513 at most, and the kernel takes 1024, the spare among them.
 const PIECES: usize = 500;
+/// How long a frame waits for buffers.
+pub const PATIENCE: Duration = Duration::from_secs(1);
 /// Frames after which the longest of them is forgotten.
 const MEMORY_OF_LENGTHS: u32 = 128;
 
@@ -63,8 +66,8 @@ struct Held {
     /// Bytes that are in the posted chains.
     placed: usize,
     source: Source,
-    /// The driver has been waited for.
-    waited: bool,
+    /// When it came.
+    since: Instant,
 }
 
 /// Where the rest of a held frame is.
@@ -138,6 +141,11 @@ impl Rx {
         position
     }
 
+    /// Whether a frame waits for buffers: it is to be looked at again after [`PATIENCE`].
+    pub fn holds(&self) -> bool {
+        self.held.is_some()
+    }
+
     /// Whether the driver wants to hear of what it was given.
     ///
     /// # Errors
@@ -185,7 +193,7 @@ impl Rx {
                     total: header::LEN + frame.len(),
                     placed: 0,
                     source: Source::Passt(frame),
-                    waited: false,
+                    since: Instant::now(),
                 });
                 return Ok(None);
             }
@@ -239,7 +247,7 @@ impl Rx {
             total,
             placed: room,
             source: Source::Spare(room),
-            waited: false,
+            since: Instant::now(),
         });
         Ok(None)
     }
@@ -259,12 +267,13 @@ impl Rx {
                 break;
             }
             if !self.post(memory)? {
-                if self.posted.len() >= usize::from(self.ring.size()) || held.waited {
+                // A kick may be an old one: only time tells that the driver has no more.
+                let all = self.posted.len() >= usize::from(self.ring.size());
+                if all || held.since.elapsed() >= PATIENCE {
                     break;
                 }
                 if !self.ring.ask_for_kick()? {
                     self.starved = true;
-                    held.waited = true;
                     self.held = Some(held);
                     return Ok(Received::NoBuffers);
                 }

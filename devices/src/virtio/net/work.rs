@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::control::{self, Command};
 use super::link::{Link, Wish};
-use super::rx::{Failed, Received};
+use super::rx::{Failed, PATIENCE, Received};
 use super::tx::Sent;
 use super::{Net, both, feature};
 use crate::virtio::{Broken, Progress, chain};
@@ -56,7 +56,11 @@ impl Net {
                 }
                 Ok(Received::NoBuffers) => {
                     self.counts.rx_no_buffers += 1;
-                    progress = Progress::Done;
+                    progress = if rx.holds() {
+                        Progress::Wait(PATIENCE)
+                    } else {
+                        Progress::Done
+                    };
                     break;
                 }
                 Err(Failed::Broken(broken)) => return Err(broken),
