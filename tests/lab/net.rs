@@ -220,7 +220,9 @@ fn tcp_both_ways() {
     // Segments far beyond the MTU went through in one piece.
     for direction in ["rx", "tx"] {
         let value = |name: &str| counters[format!("{direction}_{name}")].as_u64().unwrap();
-        assert!(value("bytes") > 100 << 20, "{counters}");
+        // At its end iperf3 leaves what is in the sender's socket.
+        assert!(value("bytes") > 90 << 20, "{counters}");
+        assert!(value("bytes") / value("packets") > 8000, "{counters}");
     }
 }
 
