@@ -135,6 +135,11 @@ impl ConfigSpace {
         enabled.then(|| u64::from(self.u32_at(BAR0 as u16) & !0xf))
     }
 
+    /// Whether the function may access memory and raise interrupts by itself (7.5.1.1.3).
+    pub fn is_bus_master(&self) -> bool {
+        self.bytes[COMMAND] & COMMAND_BUS_MASTER != 0
+    }
+
     /// The state to carry on from elsewhere: all bytes.
     pub fn save(&self) -> Vec<u8> {
         self.bytes.to_vec()

@@ -239,6 +239,14 @@ impl<L: Line + 'static> Front<L> {
         self.backend.worker.lock().stop();
     }
 
+    /// The device may not touch memory any more, until it is reset. Nobody is told: the driver is gone.
+    pub fn halt(&self) {
+        if self.line.signs().live() {
+            self.stop();
+            self.status().set(Status::NEEDS_RESET);
+        }
+    }
+
     /// The driver has broken the rules in what it wrote to the device's registers (2.1.2).
     fn break_off(&self, broken: &Broken) {
         self.warn(format_args!("{broken}; it needs a reset"));

@@ -293,7 +293,13 @@ impl PciFunction for VirtioPci {
                 _ => Action::Continue,
             };
         }
+        let master = state.config.is_bus_master();
         state.config.write(offset, data);
+        if master && !state.config.is_bus_master() {
+            // A kernel that starts another one (kexec) does that to devices that it has not reset, and then uses their buffers
+            // for something else. Drivers that never were bus masters by the book are left in peace.
+            self.front.halt();
+        }
         let control = self.capabilities.msix_control(&state.config);
         self.signals()
             .change(|msix: &mut Msix| msix.set_control(control));

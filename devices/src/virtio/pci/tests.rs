@@ -232,3 +232,25 @@ fn what_is_saved_carries_on() {
     assert_eq!(other.function.save(), saved);
     assert_eq!(saved.front.negotiation.accepted, feature::VERSION_1);
 }
+
+#[test]
+fn a_function_that_is_no_bus_master_any_more_touches_nothing() {
+    let rig = Rig::live();
+    rig.outside.take();
+    rig.driver().descriptor(0, 0x8000, 32, WRITE, 0);
+    rig.driver().offer(&[0]);
+    let _ = rig.function.write_config(4, &[2, 0]);
+    let _ = rig.ends.worker.lock().service(0);
+    assert_eq!(rig.driver().used(), []);
+    assert_eq!(rig.outside.take(), [Event::Detach(0xf000_3000)]);
+    assert_eq!(rig.status(), 15 | 64);
+    // The next driver begins with a reset.
+    let _ = rig.function.write_config(4, &[6, 0]);
+    let _ = rig.put(0x14, &[0]);
+    rig.agree();
+    rig.set_up_queue();
+    rig.set_up_vectors();
+    let _ = rig.put(0x14, &[15]);
+    let _ = rig.ends.worker.lock().service(0);
+    assert_eq!(rig.driver().used(), [(0, 32)]);
+}
