@@ -12,6 +12,7 @@
 //! | `messages`  | the kernels find nothing wrong with the machine                                  |
 //! | `transports` | virtio devices over PCI and over MMIO, found and driven by the kernels' own drivers |
 //! | `net`       | network devices: taps, passt, queues, offloads, links that are lost                |
+//! | `server`    | a Debian server's disk, which knows nothing of Tandem: network, shutdown, file system |
 //! | `lost`      | a vCPU that cannot go on                                                         |
 //! | `vsock`     | streams between the guest and programs of the host                               |
 
@@ -30,5 +31,6 @@ mod lifecycle;
 mod lost;
 mod messages;
 mod net;
+mod server;
 mod transports;
 mod vsock;

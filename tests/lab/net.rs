@@ -17,11 +17,11 @@ use tests::vm::VmBuilder;
 use crate::kernels::{Kernel, commands};
 
 /// An ordinary user, and a group of the same number.
-const NOBODY: u32 = 65534;
+pub const NOBODY: u32 = 65534;
 
 /// Runs a program of the lab's.
 #[track_caller]
-fn run(program: &str, args: &str) -> String {
+pub fn run(program: &str, args: &str) -> String {
     let output = Command::new(program)
         .args(args.split_whitespace())
         .output()
@@ -35,13 +35,13 @@ fn run(program: &str, args: &str) -> String {
 }
 
 /// A tap of the lab's, with the address 10.77.N.1. It goes with the test.
-struct Tap {
-    name: String,
+pub struct Tap {
+    pub name: String,
     net: u32,
 }
 
 impl Tap {
-    fn new(options: &str) -> Self {
+    pub fn new(options: &str) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let net = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("net{net}");
@@ -55,12 +55,24 @@ impl Tap {
         tap
     }
 
-    fn host(&self) -> String {
+    pub fn host(&self) -> String {
         format!("10.77.{}.1", self.net)
     }
 
-    fn guest(&self) -> String {
+    pub fn guest(&self) -> String {
         format!("10.77.{}.2", self.net)
+    }
+
+    /// Makes this the lab's way to the world, by a router that is not there. passt gives its guest the address of the interface
+    /// that has the default route, and has the router stand for the host itself.
+    pub fn uplink(&self) -> String {
+        let router = format!("10.77.{}.254", self.net);
+        run("ip", "link set lo up");
+        run(
+            "ip",
+            &format!("route add default via {router} dev {}", self.name),
+        );
+        router
     }
 
     /// Boots a guest with an interface at this tap, and gives it its address.
@@ -342,16 +354,22 @@ fn a_limit_holds_and_can_be_lifted() {
 }
 
 /// An ordinary user's passt, in the lab's network. It goes with the test.
-struct Passt {
+pub struct Passt {
     child: Child,
     socket: PathBuf,
 }
 
 impl Passt {
     fn start(socket: &Path) -> Self {
+        Self::with(socket, &[])
+    }
+
+    /// With more options.
+    pub fn with(socket: &Path, options: &[&str]) -> Self {
         let child = Command::new("passt")
             .args(["--foreground", "--stderr", "--socket"])
             .arg(socket)
+            .args(options)
             .uid(NOBODY)
             .gid(NOBODY)
             .stdout(Stdio::null())
@@ -383,6 +401,17 @@ impl Drop for Passt {
     }
 }
 
+/// The group that may use KVM.
+pub fn kvm_group() -> u32 {
+    if std::env::var_os("TANDEM_IN_LAB").is_some() {
+        // There is no udev to give it a group, nor to open taps to their owners.
+        for device in ["/dev/kvm", "/dev/net/tun"] {
+            fs::set_permissions(device, fs::Permissions::from_mode(0o666)).unwrap();
+        }
+    }
+    fs::metadata("/dev/kvm").expect("there is KVM").gid()
+}
+
 /// What busybox's DHCP client calls with what it has got.
 const DHCP: &str = "cat >/tmp/dhcp <<'END'
 #!/bin/sh
@@ -396,21 +425,9 @@ udhcpc -i eth0 -s /tmp/dhcp -n -q -f";
 
 #[test]
 fn passt_needs_no_privilege() {
-    // passt gives the guest the address of the interface with the default route; the router stands for the host itself.
     let tap = Tap::new("");
-    let router = format!("10.77.{}.254", tap.net);
-    run("ip", "link set lo up");
-    run(
-        "ip",
-        &format!("route add default via {router} dev {}", tap.name),
-    );
-    if std::env::var_os("TANDEM_IN_LAB").is_some() {
-        // Nobody has made a group for it there.
-        fs::set_permissions("/dev/kvm", fs::Permissions::from_mode(0o666)).unwrap();
-    }
-    let group = fs::metadata("/dev/kvm").expect("there is KVM").gid();
-
-    let mut builder = commands(Kernel::CLOUD_6_12).as_user(NOBODY, group);
+    let router = tap.uplink();
+    let mut builder = commands(Kernel::CLOUD_6_12).as_user(NOBODY, kvm_group());
     let socket = builder.path("passt");
     let mut passt = Passt::start(&socket);
     let metrics = builder.path("metrics");

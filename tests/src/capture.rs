@@ -5,6 +5,9 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+/// What [`Capture::wait_until`] begins with when nothing more can come.
+pub const ENDED: &str = "the stream ended";
+
 /// A stream, read to its end by a thread.
 #[derive(Debug)]
 pub struct Capture {
@@ -60,7 +63,7 @@ impl Capture {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() || collected.ended {
                 let end = if collected.ended {
-                    "the stream ended"
+                    ENDED
                 } else {
                     "out of time"
                 };

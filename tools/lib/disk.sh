@@ -15,7 +15,7 @@ disk_recipe=${BASH_SOURCE[0]}
 
 disk_suite=bookworm
 # The server proper, and programs that tests start in it.
-disk_packages=(systemd systemd-sysv systemd-resolved udev dbus openssh-server nginx-light linux-image-cloud-amd64 initramfs-tools
+disk_packages=(systemd systemd-sysv udev dbus openssh-server nginx-light linux-image-cloud-amd64 initramfs-tools
     zstd iproute2 iputils-ping e2fsprogs kmod procps fio iperf3 socat ethtool)
 disk_bytes=$((1 << 30))
 # Where the partition begins, as every partitioning program has it.
@@ -55,7 +55,7 @@ make_disk() {
     printf 'UUID=%s / ext4 errors=remount-ro 0 1\n' "$uuid" >"$tmp/fstab"
     mmdebstrap --quiet --mode=root --variant=minbase --include="$packages" --dpkgopt=force-unsafe-io \
         --essential-hook="cp '$tmp/fstab' \"\$1/etc/fstab\"" \
-        --customize-hook='chroot "$1" systemctl --quiet enable systemd-networkd systemd-resolved' \
+        --customize-hook='chroot "$1" systemctl --quiet enable systemd-networkd' \
         "$disk_suite" "$root" "$tmp/sources" >"$log" 2>&1 </dev/null || disk_failed "$log" "mmdebstrap"
     disk_administer "$root" "$tmp/id_ed25519.pub"
     cp "$root"/boot/vmlinuz-* "$tmp/vmlinuz" && cp "$root"/boot/initrd.img-* "$tmp/initrd.img" || die "the disk has no kernel"
@@ -74,6 +74,7 @@ make_disk() {
 disk_administer() {
     local root=$1 key=$2
     echo debian >"$root/etc/hostname"
+    : >"$root/etc/resolv.conf" # what came from this machine says nothing there
     echo LANG=C.UTF-8 >"$root/etc/default/locale"
     printf '127.0.0.1 localhost\n127.0.1.1 debian\n' >"$root/etc/hosts"
     chroot "$root" systemd-machine-id-setup >/dev/null 2>&1 || die "cannot give the disk a machine ID"
