@@ -254,7 +254,7 @@ fn ends_and_refusals() {
 
     // Nobody listens.
     assert!(call(path, 4999).is_none());
-    let refused = shell.run(&format!("socat - VSOCK-CONNECT:2:4999"));
+    let refused = shell.run("socat - VSOCK-CONNECT:2:4999");
     assert!(refused.status != 0, "{refused:?}");
     assert!(refused.text.contains("reset"), "{refused:?}");
     // There is a file, and nobody behind it.
