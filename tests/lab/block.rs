@@ -300,3 +300,36 @@ fn a_disk_changes_its_size() {
     );
     shell.power_off();
 }
+
+/// A block device of the host's is a disk, too: written, cleared, locked.
+#[test]
+fn a_block_device() {
+    let builder = commands(Kernel::CLOUD_6_12);
+    let file = disk(&builder, "file", 32 * MIB);
+    let losetup = |args: &[&str]| {
+        let output = Command::new("losetup").args(args).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    let device = losetup(&["--find", "--show", file.to_str().unwrap()]);
+    let mut builder = builder;
+    builder.config["drives"] = json!([drive("disk", Path::new(&device))]);
+    let mut shell = GuestShell::boot(builder);
+    let size = shell.ok("blockdev --getsize64 /dev/vda");
+    assert_eq!(size, (32 * MIB).to_string());
+    shell.ok("dd if=/dev/urandom of=/dev/vda bs=1M count=32 oflag=direct && sync");
+    let sum = shell.ok("dd if=/dev/vda bs=1M count=16 iflag=direct 2>/dev/null | md5sum");
+    shell.ok("blkdiscard -o 16M -l 8M /dev/vda && blkdiscard -z -o 24M -l 8M /dev/vda");
+    let zeros = "dd if=/dev/vda bs=1M skip=24 iflag=direct 2>/dev/null | tr -d '\\000' | wc -c";
+    assert_eq!(shell.ok(zeros), "0");
+    let mut second = commands(Kernel::CLOUD_6_12);
+    second.config["drives"] = json!([drive("disk", Path::new(&device))]);
+    let ended = second.run();
+    assert!(ended.one_line().contains("in use"), "{}", ended.stderr);
+    assert_eq!(
+        shell.ok("dd if=/dev/vda bs=1M count=16 iflag=direct 2>/dev/null | md5sum"),
+        sum
+    );
+    shell.power_off();
+    losetup(&["--detach", &device]);
+}

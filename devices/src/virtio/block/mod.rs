@@ -334,7 +334,7 @@ impl Block {
                         (job.fd, job.at) = (fd, at);
                         // To copy into the page cache takes less time than to have a kernel thread do it, as io_uring does
                         // on most file systems: half the time for 4 KiB, measured on ext4.
-                        job.at_once = write && !durable && self.disk.is_buffered();
+                        job.at_once = !(write && durable) && self.disk.at_once(write);
                         self.work.run(slot)
                     }
                     place => {
@@ -653,6 +653,7 @@ impl VirtioDevice for Block {
             self.work.drain();
             self.broken = Some(broken);
         }
+        self.remind();
     }
 
     fn update(&mut self, update: &Update) -> Result<(), UpdateError> {
@@ -785,6 +786,14 @@ impl Block {
             all = Progress::More;
         }
         Ok(all)
+    }
+
+    /// Has the host's side looked at where a queue waits for jobs that are all free by now: no completion will tell. A
+    /// queue's reset on a vCPU's thread comes to that.
+    fn remind(&mut self) {
+        if !self.work.under_way() && self.has_waiting() {
+            self.work.wake();
+        }
     }
 
     fn has_waiting(&self) -> bool {

@@ -140,8 +140,13 @@ impl Fixture {
 
     /// Serves until everything that was offered is given back.
     fn serve(&self) {
-        let limit = Instant::now() + Duration::from_secs(20);
         let _ = self.worker.lock().service(0);
+        self.serve_host();
+    }
+
+    /// The same, with no kick.
+    fn serve_host(&self) {
+        let limit = Instant::now() + Duration::from_secs(20);
         while self.driver.used().len() < self.heads.len() {
             assert!(Instant::now() < limit, "it is not given back");
             self.wait_for_host(1000);
@@ -522,10 +527,9 @@ fn state_is_saved_and_restored() {
     assert_eq!(other.worker.lock().device().save(), state);
 }
 
-/// With more requests than there are jobs, and served as the loop serves it: on a kick, on completions, and when it has
-/// said that there is more.
-#[test]
-fn a_queue_that_waits_for_a_job_is_not_forgotten() {
+/// With 4 more requests than there are jobs, done after `begun` had all jobs that were begun and none of them free; served
+/// as the loop serves it then: on completions, and when it has said that there is more.
+fn more_requests_than_jobs(begun: impl FnOnce(&mut Block) -> Progress) {
     use std::os::fd::AsRawFd;
 
     let dir = TempDir::new().unwrap();
@@ -563,7 +567,7 @@ fn a_queue_that_waits_for_a_job_is_not_forgotten() {
         // SAFETY: one entry.
         unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
     };
-    let mut progress = block.process(0).unwrap();
+    let mut progress = begun(&mut block);
     let limit = Instant::now() + Duration::from_secs(20);
     loop {
         assert!(Instant::now() < limit);
@@ -576,4 +580,19 @@ fn a_queue_that_waits_for_a_job_is_not_forgotten() {
         }
     }
     assert_eq!(driver.used().len(), usize::from(entries) + 4);
+}
+
+#[test]
+fn a_queue_that_waits_for_a_job_is_not_forgotten() {
+    more_requests_than_jobs(|block| block.process(0).unwrap());
+}
+
+/// On a vCPU's thread, which takes all completions, while the loop waits for them.
+#[test]
+fn nor_is_it_when_another_queue_is_reset() {
+    more_requests_than_jobs(|block| {
+        assert_eq!(block.take(0).unwrap(), Progress::Done);
+        block.reset_queue(1);
+        Progress::Done
+    });
 }

@@ -13,6 +13,8 @@ use super::disk::Call;
 
 /// Calls that can be under way.
 pub const MOST_UNDER_WAY: u16 = 256;
+/// Token of what only wakes whoever waits for completions.
+const WAKE: u64 = u64::MAX;
 
 /// A ring, and how much is under way in it.
 pub struct Uring {
@@ -47,6 +49,7 @@ impl Uring {
             opcode::Writev::CODE,
             opcode::Fsync::CODE,
             opcode::Fallocate::CODE,
+            opcode::Nop::CODE,
         ];
         if !needed.into_iter().all(|code| probe.is_supported(code)) {
             return Err(io::Error::from_raw_os_error(libc::ENOSYS));
@@ -90,6 +93,19 @@ impl Uring {
         Ok(())
     }
 
+    /// Makes [`event`](Self::event) readable, once.
+    ///
+    /// # Errors
+    /// The kernel does not take it.
+    pub fn wake(&mut self) -> io::Result<()> {
+        let entry = opcode::Nop::new().build().user_data(WAKE);
+        let full = |_| io::Error::from_raw_os_error(libc::EBUSY);
+        // SAFETY: the entry names no memory.
+        unsafe { self.ring.submission().push(&entry) }.map_err(full)?;
+        self.pushed += 1;
+        self.submit()
+    }
+
     /// Gives the kernel what was added, in one call. Some of it may be complete when it returns.
     ///
     /// # Errors
@@ -108,7 +124,10 @@ impl Uring {
 
     /// Takes the next completion, if there is one.
     pub fn completion(&mut self) -> Option<Completion> {
-        let entry = self.ring.completion().next()?;
+        let entry = self
+            .ring
+            .completion()
+            .find(|entry| entry.user_data() != WAKE)?;
         self.under_way = self.under_way.saturating_sub(1);
         let result = entry.result();
         let result = usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result));

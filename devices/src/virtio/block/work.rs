@@ -179,6 +179,13 @@ impl Work {
         self.most_under_way
     }
 
+    /// Has the host's side looked at again.
+    pub fn wake(&mut self) {
+        if let Some(Err(error)) = self.ring.as_mut().map(Uring::wake) {
+            log::error!("io_uring cannot wake its own thread: {error}");
+        }
+    }
+
     /// Waits until a call has completed; one must be under way.
     pub fn wait(&mut self) {
         if let Some(ring) = &mut self.ring {
@@ -193,6 +200,8 @@ impl Work {
                 ring.wait();
             }
         }
+        // Nobody needs to be reminded of anything, either.
+        while self.ring.as_mut().and_then(Uring::completion).is_some() {}
         self.jobs.clear();
         self.free.clear();
     }

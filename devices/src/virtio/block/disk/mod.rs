@@ -239,8 +239,8 @@ pub trait Disk: Send {
     /// # Errors
     /// The host cannot tell.
     fn measure(&mut self) -> io::Result<()>;
-    /// Whether what is written to a [`Place::File`] goes to the host's page cache.
-    fn is_buffered(&self) -> bool;
+    /// Whether to read a [`Place::File`] (or write, if `write`) takes no longer than to copy: there is nothing to wait for.
+    fn at_once(&self, write: bool) -> bool;
     /// The file that the disk was opened by.
     fn file(&self) -> &File;
 }
@@ -332,6 +332,15 @@ fn blocking(file: &File) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+/// Whether a file is on a tmpfs: what it has is in memory, and io_uring would have a thread of the kernel's fetch it.
+fn is_in_memory(file: &File) -> bool {
+    // SAFETY: all zeros is a `struct statfs`.
+    let mut data: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes a `struct statfs`.
+    let result = unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut data) };
+    result == 0 && data.f_type as u64 == libc::TMPFS_MAGIC as u64
 }
 
 /// Makes safe what was written to a file.

@@ -23,6 +23,8 @@ pub struct Raw {
     file: File,
     /// Whether the file is a block device.
     device: bool,
+    /// Whether the file is on a tmpfs.
+    in_memory: bool,
     geometry: Geometry,
     /// With `O_DIRECT`: what addresses in memory, and places and lengths in the file, are multiples of.
     alignment: Option<(usize, u64)>,
@@ -56,6 +58,7 @@ impl Raw {
             .direct
             .then(|| direct_alignment(&file).unwrap_or((4096, geometry.physical.into())));
         let mut disk = Self {
+            in_memory: super::is_in_memory(&file),
             file,
             device,
             geometry,
@@ -210,8 +213,8 @@ impl Disk for Raw {
         Ok(())
     }
 
-    fn is_buffered(&self) -> bool {
-        self.alignment.is_none()
+    fn at_once(&self, write: bool) -> bool {
+        self.in_memory || (write && self.alignment.is_none())
     }
 
     fn file(&self) -> &File {

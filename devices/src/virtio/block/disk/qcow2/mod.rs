@@ -38,6 +38,8 @@ use refcounts::{damaged, zero};
 /// An image.
 pub struct Qcow2 {
     file: File,
+    /// Whether it is on a tmpfs.
+    in_memory: bool,
     header: Header,
     geometry: Geometry,
     map: Map,
@@ -96,6 +98,7 @@ impl Qcow2 {
             write_zeroes: writable,
         };
         Ok(Self {
+            in_memory: super::is_in_memory(&file),
             file,
             header,
             geometry,
@@ -369,8 +372,8 @@ impl Disk for Qcow2 {
         Ok(())
     }
 
-    fn is_buffered(&self) -> bool {
-        true
+    fn at_once(&self, write: bool) -> bool {
+        self.in_memory || write
     }
 
     fn file(&self) -> &File {
