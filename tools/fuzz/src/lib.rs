@@ -24,6 +24,7 @@
 //! | [`block`]     | block device, over files                                                       |
 //! | [`qcow2`]     | the same over images in QEMU's format                                           |
 //! | [`net`]       | network device, over a socket; headers and commands                               |
+//! | [`tap`]       | network device, at a tap                                                       |
 //! | [`vsock`]     | socket device, with programs of the host's                                      |
 //! | [`balloon`]   | balloon                                                                      |
 //! | [`console`]   | console                                                                      |
@@ -52,4 +53,5 @@ pub mod net;
 pub mod pci;
 pub mod qcow2;
 pub mod rings;
+pub mod tap;
 pub mod vsock;
