@@ -1,7 +1,9 @@
 //! A device with the state that its transport and its loop share.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::{Activation, Broken, Interrupt, Progress, Ring, VirtioDevice};
 use crate::limit::LogLimit;
@@ -32,7 +34,23 @@ impl SharedWorker {
     pub fn lock(&self) -> MutexGuard<'_, Worker> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Takes it if it is free within `patience`: a device whose disk does not answer keeps it for as long as that takes.
+    pub fn lock_within(&self, patience: Duration) -> Option<MutexGuard<'_, Worker>> {
+        let deadline = Instant::now() + patience;
+        loop {
+            match self.0.try_lock() {
+                Ok(worker) => return Some(worker),
+                Err(TryLockError::Poisoned(poisoned)) => return Some(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) if Instant::now() >= deadline => return None,
+                Err(TryLockError::WouldBlock) => thread::sleep(A_MOMENT),
+            }
+        }
+    }
 }
+
+/// Between two attempts to take a worker that is busy.
+const A_MOMENT: Duration = Duration::from_millis(1);
 
 impl Worker {
     /// The device.
@@ -104,5 +122,22 @@ impl Worker {
             self.device.reset();
         }
         Progress::Done
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rng::Entropy;
+    use super::*;
+
+    #[test]
+    fn a_busy_worker_is_not_waited_for_without_end() {
+        let worker = SharedWorker::new(Box::new(Entropy::new(&Default::default())));
+        let moment = Duration::from_millis(5);
+        assert!(worker.lock_within(Duration::ZERO).is_some());
+        let busy = worker.lock();
+        assert!(worker.lock_within(moment).is_none());
+        drop(busy);
+        assert!(worker.lock_within(moment).is_some());
     }
 }

@@ -94,6 +94,7 @@ impl fmt::Display for OneLine<'_> {
 pub fn run(args: &Args, start: Start) -> Result<ExitReason, Failure> {
     let config = read_config(&args.config_file)?;
     start_log(args, config.logger.as_ref())?;
+    allow_descriptors();
     let launch = Launch {
         start_time_us: args.start_time_us,
         start_cpu_us: args.start_time_cpu_us,
@@ -153,6 +154,25 @@ pub fn run(args: &Args, start: Start) -> Result<ExitReason, Failure> {
         }
     }
     Ok(reason)
+}
+
+/// Takes as many descriptors as this process may have. A shell gives 1024 for the sake of programs that use select(2); vsock
+/// alone can have as many connections.
+fn allow_descriptors() {
+    // SAFETY: both calls get a struct of their own, which the first fills.
+    let result = unsafe {
+        let mut limit: libc::rlimit = std::mem::zeroed();
+        let mut result = libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit);
+        if result == 0 && limit.rlim_cur < limit.rlim_max {
+            limit.rlim_cur = limit.rlim_max;
+            result = libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
+        result
+    };
+    if result != 0 {
+        let error = io::Error::last_os_error();
+        log::warn!("cannot raise the limit of open files: {error}");
+    }
 }
 
 fn read_config(path: &Path) -> Result<VmConfig, Failure> {

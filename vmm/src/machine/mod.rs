@@ -37,6 +37,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use devices::acpi::EventRegister;
 use devices::legacy::serial::Serial;
@@ -54,6 +55,11 @@ pub use changes::{Changes, changes};
 pub use error::BuildError;
 use io_thread::{IoDevice, IoThread};
 use vcpu::{Shared, Vcpu};
+
+/// How long a device may be busy with something else before it is not changed.
+const UPDATE_PATIENCE: Duration = Duration::from_secs(2);
+/// The same before its counters are left out.
+const COUNTERS_PATIENCE: Duration = Duration::from_millis(200);
 
 /// A virtio device that is part of a machine.
 struct Attached {
@@ -216,7 +222,13 @@ impl Machine {
         let device = device.ok_or_else(|| {
             UpdateError::Refused(format!("there is no device {name} in this machine"))
         })?;
-        let result = device.worker.lock().device().update(update);
+        // This is the thread that answers signals: it does not wait for a disk that does not answer.
+        let Some(mut worker) = device.worker.lock_within(UPDATE_PATIENCE) else {
+            let busy = "it is busy with a request that its host does not finish; try again later";
+            return Err(UpdateError::Refused(busy.into()));
+        };
+        let result = worker.device().update(update);
+        drop(worker);
         // What the old limits held up may go on now; and whatever came of it, completions may have been taken meanwhile.
         for kick in device.kicks.iter() {
             // It fails only after 2^64 of them.
@@ -225,11 +237,14 @@ impl Machine {
         result
     }
 
-    /// What each virtio device has done so far, by its name.
+    /// What each virtio device has done so far, by its name. One that is busy with something long is left out.
     pub fn counters(&self) -> Vec<(&str, Counters)> {
-        let of = |device: &Attached| device.worker.lock().device().counters();
+        let of = |device: &Attached| {
+            let mut worker = device.worker.lock_within(COUNTERS_PATIENCE)?;
+            Some(worker.device().counters())
+        };
         let all = self.attached.iter();
-        all.map(|device| (device.name.as_str(), of(device)))
+        all.filter_map(|device| Some((device.name.as_str(), of(device)?)))
             .collect()
     }
 
