@@ -66,6 +66,8 @@ const COMMANDS: RateLimiterConfig = RateLimiterConfig {
         refill_time: 1000,
     }),
 };
+/// Number of the control queue behind one pair.
+const CONTROL_OF_ONE_PAIR: u16 = 2;
 /// `status`: the link is up (5.1.4).
 const LINK_UP: u16 = 1;
 
@@ -276,7 +278,9 @@ impl VirtioDevice for Net {
     }
 
     fn waits_for_kicks(&self, queue: u16) -> bool {
-        !matches!(&self.link, Link::Vhost(vhost) if vhost.serves(queue))
+        // A driver without MQ has its control queue where the second pair is otherwise (5.1.2).
+        queue == CONTROL_OF_ONE_PAIR
+            || !matches!(&self.link, Link::Vhost(vhost) if vhost.serves(queue))
     }
 
     fn quiesce(&mut self) {
