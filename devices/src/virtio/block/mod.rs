@@ -344,7 +344,7 @@ impl Block {
                         let (job, _) = self.work.job(slot);
                         let mut result = self.disk.transfer(write, at, &job.pieces);
                         if write && durable && result.is_ok() {
-                            result = self.disk.before_sync().and_then(disk::sync);
+                            result = self.sync_disk();
                         }
                         Some(result)
                     }
@@ -395,9 +395,15 @@ impl Block {
             result = result.and_then(|()| self.disk.clear(how, range.at, range.len));
         }
         if durable {
-            result = result.and_then(|()| self.disk.before_sync().and_then(disk::sync));
+            result = result.and_then(|()| self.sync_disk());
         }
         Ok(Some(result))
+    }
+
+    /// Makes safe what was written, at once.
+    fn sync_disk(&mut self) -> io::Result<()> {
+        let fd = self.disk.before_sync()?;
+        disk::sync(fd).inspect_err(|error| self.disk.sync_failed(error))
     }
 
     /// Counts and answers a job that is over.
@@ -409,6 +415,9 @@ impl Block {
                 Outcome::Ok
             }
             Err(error) => {
+                if job.kind == Kind::Sync {
+                    self.disk.sync_failed(&error);
+                }
                 if self.log.allow() {
                     let (id, path) = (&self.options.id, self.options.disk.path.display());
                     log::error!(
@@ -540,8 +549,7 @@ impl Block {
         }
         if self.options.cache == CacheType::Writeback {
             // The guest's next flush is the new disk's.
-            let synced = self.disk.before_sync().and_then(disk::sync);
-            synced.map_err(|error| {
+            self.sync_disk().map_err(|error| {
                 let path = self.options.disk.path.display();
                 UpdateError::Refused(format!("cannot make {path} safe first: {error}"))
             })?;

@@ -227,6 +227,8 @@ pub trait Disk: Send {
     /// # Errors
     /// It could not be brought there.
     fn before_sync(&mut self) -> io::Result<RawFd>;
+    /// `fdatasync` of that file has failed: what was written before may be lost.
+    fn sync_failed(&mut self, error: &io::Error);
     /// The file that takes holes and zeros at the same places as the disk; `None` if the disk itself has to clear.
     fn clears_in(&mut self, how: Clear) -> Option<RawFd>;
     /// Clears a stretch. Nothing else is under way.
@@ -348,7 +350,12 @@ fn is_in_memory(file: &File) -> bool {
 /// # Errors
 /// What the kernel said.
 pub fn sync(fd: RawFd) -> io::Result<()> {
-    Call::Sync { fd }.make().map(|_| ())
+    loop {
+        match (Call::Sync { fd }).make() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result.map(|_| ()),
+        }
+    }
 }
 
 /// The error for what the host cannot tell.

@@ -180,6 +180,10 @@ impl Disk for Raw {
         Ok(self.fd())
     }
 
+    fn sync_failed(&mut self, _error: &io::Error) {
+        // The guest hears of it, and there are no tables here that could name what was lost.
+    }
+
     fn clears_in(&mut self, how: Clear) -> Option<RawFd> {
         (!self.device || how != Clear::Discard).then(|| self.fd())
     }

@@ -3,12 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
-use super::super::sync;
 use super::header::Header;
 use super::refcounts::{Refcounts, damaged};
+use super::safety::Safety;
 use super::slices::{Slices, read_zero_filled};
 
 /// Bit of L1 and L2 entries: the refcount is 1, so it may be written in place.
@@ -81,6 +80,14 @@ impl Map {
     fn refcounts(&mut self) -> io::Result<&mut Refcounts> {
         let read_only = || io::Error::from(io::ErrorKind::ReadOnlyFilesystem);
         self.refcounts.as_mut().ok_or_else(read_only)
+    }
+
+    /// Whether what is written gets to the disk.
+    ///
+    /// # Errors
+    /// The image is only read.
+    pub fn safety(&mut self) -> io::Result<&mut Safety> {
+        Ok(&mut self.refcounts()?.safety)
     }
 
     /// A new cluster of zeros for a cluster of the disk. If its table is new too, that comes first, so that clusters that
@@ -272,7 +279,7 @@ impl Map {
         if self.waiting.is_empty() {
             return Ok(());
         }
-        sync(file.as_raw_fd())?;
+        self.safety()?.sync(file)?;
         while let Some((cluster, entry)) = self.waiting.first_key_value().map(|(c, e)| (*c, *e)) {
             self.set(file, cluster, entry)?;
         }
@@ -304,6 +311,7 @@ impl Map {
         if self.refcounts.is_none() {
             return Ok(());
         }
+        self.safety()?.check()?;
         self.commit(file)?;
         self.free(file)?;
         self.refcounts()?.close(file)?;

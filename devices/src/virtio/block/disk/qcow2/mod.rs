@@ -6,6 +6,7 @@
 //! | `slices`    | tables in the file, in slices that are kept in memory                    |
 //! | `refcounts` | which clusters are in use; new ones                                      |
 //! | `map`       | where a cluster of the disk is: L1 and L2 tables                          |
+//! | `safety`    | what was written gets to the disk, or nothing more is written              |
 //! | `pieces`    | lists of memory, cut and filled                                          |
 //!
 //! Tables are written through: what a guest's write has changed in them is in the file when the write is answered. Where
@@ -21,12 +22,14 @@ pub mod header;
 mod map;
 mod pieces;
 mod refcounts;
+mod safety;
 mod slices;
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
 
 use super::super::super::IoVec;
 use super::call::transfer_all;
@@ -34,10 +37,12 @@ use super::{Clear, Disk, DiskOptions, Geometry, OpenError, Place, ask};
 use header::{HEADER_BYTES, Header};
 use map::{Cluster, Map};
 use refcounts::{damaged, zero};
+use safety::Safety;
 
 /// An image.
 pub struct Qcow2 {
     file: File,
+    writable: bool,
     /// Whether it is on a tmpfs.
     in_memory: bool,
     header: Header,
@@ -86,7 +91,11 @@ impl Qcow2 {
             file.write_all_at(&[0; 8], 88).map_err(&failed)?;
         }
         let barriers = options.flushes;
-        let map = Map::new(&file, &header, writable, barriers).map_err(&failed)?;
+        let mut map = Map::new(&file, &header, writable, barriers).map_err(&failed)?;
+        if writable {
+            let own = open_again(path, &file).map_err(ask("open another description", path))?;
+            *map.safety().map_err(&failed)? = Safety::new(own);
+        }
         let geometry = Geometry {
             bytes: header.size,
             block: 512,
@@ -100,12 +109,19 @@ impl Qcow2 {
         Ok(Self {
             in_memory: super::is_in_memory(&file),
             file,
+            writable,
             header,
             geometry,
             map,
             backing,
             inflated: None,
         })
+    }
+
+    /// # Errors
+    /// The image is only read, or what was written to it got lost.
+    fn may_write(&mut self) -> io::Result<()> {
+        self.map.safety()?.check()
     }
 
     /// Number of the cluster that a byte of the disk is in, and its place there.
@@ -328,6 +344,9 @@ impl Disk for Qcow2 {
     fn place(&mut self, write: bool, at: u64, pieces: &[IoVec]) -> Place {
         let len = pieces::len(pieces);
         let fd = self.file.as_raw_fd();
+        if write && self.may_write().is_err() {
+            return Place::Inside;
+        }
         // An error comes again, to be told, when the disk itself does it. So does the end of a file that ends early.
         match self.contiguous(write, at, len) {
             Ok(Some(at)) if write || self.map.covers(&self.file, at + len) => {
@@ -338,6 +357,9 @@ impl Disk for Qcow2 {
     }
 
     fn transfer(&mut self, write: bool, at: u64, pieces: &[IoVec]) -> io::Result<()> {
+        if write {
+            self.may_write()?;
+        }
         let len = pieces::len(pieces);
         let mut rest = pieces.to_vec();
         self.each(at, len, |disk, cluster, within, part| {
@@ -352,8 +374,17 @@ impl Disk for Qcow2 {
     }
 
     fn before_sync(&mut self) -> io::Result<RawFd> {
+        if self.writable {
+            self.may_write()?;
+        }
         self.map.commit(&self.file)?;
         Ok(self.file.as_raw_fd())
+    }
+
+    fn sync_failed(&mut self, error: &io::Error) {
+        if let Ok(safety) = self.map.safety() {
+            safety.fail(error);
+        }
     }
 
     fn clears_in(&mut self, _how: Clear) -> Option<RawFd> {
@@ -361,6 +392,7 @@ impl Disk for Qcow2 {
     }
 
     fn clear(&mut self, how: Clear, at: u64, len: u64) -> io::Result<()> {
+        self.may_write()?;
         self.each(at, len, |disk, cluster, within, part| {
             disk.clear_cluster(how, cluster, within, part)
         })?;
@@ -387,6 +419,19 @@ impl Drop for Qcow2 {
             log::error!("a qcow2 image was not closed as it should be: {error}");
         }
     }
+}
+
+/// Another description of a file that is open, which is to be found at `path`.
+fn open_again(path: &Path, file: &File) -> io::Result<File> {
+    let again = File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)?;
+    let (one, other) = (file.metadata()?, again.metadata()?);
+    if (one.dev(), one.ino()) != (other.dev(), other.ino()) {
+        return Err(io::Error::other("another file has taken its place"));
+    }
+    Ok(again)
 }
 
 #[cfg(test)]

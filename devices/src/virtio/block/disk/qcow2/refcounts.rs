@@ -11,8 +11,8 @@ use std::os::unix::fs::FileExt;
 
 use super::super::super::super::IoVec;
 use super::super::call::{Call, Mode, transfer_all};
-use super::super::sync;
 use super::header::Header;
+use super::safety::Safety;
 use super::slices::{Slices, read_zero_filled};
 
 /// Bytes that are reserved at once, about.
@@ -27,6 +27,8 @@ pub struct Refcounts {
     header: Header,
     /// Whether what was written is brought to the disk where the order matters.
     barriers: bool,
+    /// Whether that has worked so far.
+    pub safety: Safety,
     /// Where each refcount block is; 0 if it is not there.
     table: Vec<u64>,
     slices: Slices,
@@ -56,6 +58,7 @@ impl Refcounts {
         Ok(Self {
             header: *header,
             barriers,
+            safety: Safety::default(),
             table: table.collect(),
             slices: Slices::new(SLICES, header.cluster()),
             reserved: Vec::new(),
@@ -68,9 +71,9 @@ impl Refcounts {
     ///
     /// # Errors
     /// What the host said.
-    pub fn barrier(&self, file: &File) -> io::Result<()> {
+    pub fn barrier(&mut self, file: &File) -> io::Result<()> {
         if self.barriers {
-            sync(file.as_raw_fd())?;
+            self.safety.sync(file)?;
         }
         Ok(())
     }

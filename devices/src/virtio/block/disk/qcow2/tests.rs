@@ -502,3 +502,50 @@ fn read_only_images_are_left_alone() {
     testing::close(disk);
     assert!(fs::read(&fixture.path).unwrap() == before);
 }
+
+/// A failed writeback is told of once; the flush after it succeeds, and what was lost stays lost.
+#[test]
+fn a_failed_sync_is_the_last_that_is_written() {
+    let fixture = Fixture::over(1 << 20, "cluster_size=64K", &[5; 1 << 20], Format::Raw);
+    let options = fixture.options(true);
+    let open = || {
+        let file = super::super::open_file(&options.path, false, false).unwrap();
+        let backing = options.backing.as_ref().map(|backing| {
+            let below = DiskOptions {
+                path: backing.path.clone(),
+                read_only: true,
+                format: backing.format,
+                backing: None,
+                ..options.clone()
+            };
+            super::super::open(&below).unwrap()
+        });
+        Qcow2::new(file, &options, backing).unwrap()
+    };
+    // By the image itself, before it names a copied cluster; and by the engine.
+    for by_engine in [false, true] {
+        let mut disk = open();
+        transfer(&mut disk, true, 4096, &mut pattern(4096, 1));
+        if by_engine {
+            disk.sync_failed(&io::ErrorKind::Other.into());
+        } else {
+            // fdatasync(2) does not work on it.
+            let bad = File::open("/dev/full").unwrap();
+            let good = disk.map.safety().unwrap().own.replace(bad);
+            disk.before_sync().unwrap_err();
+            disk.map.safety().unwrap().own = good;
+        }
+        disk.before_sync().unwrap_err();
+        let mut bytes = pattern(4096, 2);
+        for at in [4096, 128 << 10] {
+            let pieces = [pieces::of(&mut bytes)];
+            assert_eq!(disk.place(true, at, &pieces), Place::Inside);
+            disk.transfer(true, at, &pieces).unwrap_err();
+            disk.clear(Clear::Zero, at, 4096).unwrap_err();
+        }
+        transfer(&mut disk, false, 128 << 10, &mut bytes);
+        assert_eq!(bytes, [5; 4096], "it is still read");
+        testing::close(disk);
+        fixture.check_as_if_killed(Some(&[5; 1 << 20]));
+    }
+}
