@@ -3,9 +3,15 @@
 //! What is under way uses guest memory and lists of a [`Job`](super::job::Job): whoever has a [`Uring`] waits for all of
 //! it before these go. Completions are waited for by the ring's own descriptor, which is readable while there are any:
 //! there is no event to be signalled for each of them, or to be read.
+//!
+//! If the kernel takes no more calls, and will not, the ring is given up: it is never entered again, what the kernel has not
+//! taken completes with `EAGAIN`, to be made in another way, and what it has taken is waited for however long that takes, as
+//! it is memory that the kernel may write to.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Duration;
 
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 
@@ -15,13 +21,20 @@ use super::disk::Call;
 pub const MOST_UNDER_WAY: u16 = 256;
 /// Token of what only wakes whoever waits for completions.
 const WAKE: u64 = u64::MAX;
+/// How often in a row the kernel may be short of something while calls are waited for.
+const MOST_REFUSALS: u32 = 100;
+/// Milliseconds to wait for a completion before the kernel is asked again.
+const PAUSE: libc::c_int = 50;
 
 /// A ring, and how much is under way in it.
 pub struct Uring {
     ring: IoUring,
     under_way: usize,
-    /// What was pushed and not submitted yet.
-    pushed: usize,
+    /// Tokens of what was pushed and the kernel has not taken yet.
+    pushed: VecDeque<u64>,
+    /// How often in a row the kernel took nothing.
+    refusals: u32,
+    given_up: bool,
 }
 
 /// A completed call: its token, and its result.
@@ -57,7 +70,9 @@ impl Uring {
         Ok(Self {
             ring,
             under_way: 0,
-            pushed: 0,
+            pushed: VecDeque::new(),
+            refusals: 0,
+            given_up: false,
         })
     }
 
@@ -70,6 +85,11 @@ impl Uring {
     /// How many calls are under way.
     pub fn under_way(&self) -> usize {
         self.under_way
+    }
+
+    /// Whether calls can be made by it.
+    pub fn works(&self) -> bool {
+        !self.given_up
     }
 
     /// Adds a call; the kernel hears of it with the next [`submit`](Self::submit).
@@ -89,7 +109,7 @@ impl Uring {
             unsafe { self.ring.submission().push(&entry) }.map_err(full)?;
         }
         self.under_way += 1;
-        self.pushed += 1;
+        self.pushed.push_back(token);
         Ok(())
     }
 
@@ -102,7 +122,7 @@ impl Uring {
         let full = |_| io::Error::from_raw_os_error(libc::EBUSY);
         // SAFETY: the entry names no memory.
         unsafe { self.ring.submission().push(&entry) }.map_err(full)?;
-        self.pushed += 1;
+        self.pushed.push_back(WAKE);
         self.submit()
     }
 
@@ -111,10 +131,11 @@ impl Uring {
     /// # Errors
     /// The kernel is short of something; what was added stays added.
     pub fn submit(&mut self) -> io::Result<()> {
-        while self.pushed > 0 {
-            match self.ring.submit() {
-                Ok(0) => return Err(io::Error::from_raw_os_error(libc::EAGAIN)),
-                Ok(count) => self.pushed -= count.min(self.pushed),
+        while !self.pushed.is_empty() {
+            let before = self.pushed.len();
+            match self.enter(0) {
+                Ok(()) if self.pushed.len() < before => {}
+                Ok(()) => return Err(io::Error::from_raw_os_error(libc::EAGAIN)),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
@@ -122,24 +143,89 @@ impl Uring {
         Ok(())
     }
 
+    /// Gives the kernel what was added, and waits for so many completions.
+    fn enter(&mut self, wanted: usize) -> io::Result<()> {
+        if self.given_up {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        let result = self.ring.submit_and_wait(wanted);
+        // Whatever it says: what is before the head of the queue it has taken.
+        let left = self.ring.submission().len();
+        let taken = self.pushed.len().saturating_sub(left);
+        self.pushed.drain(..taken);
+        let Err(error) = result else {
+            self.refusals = 0;
+            return Ok(());
+        };
+        match error.raw_os_error() {
+            Some(libc::EINTR) => {}
+            // These pass as calls complete, where any are under way.
+            Some(libc::EAGAIN | libc::EBUSY)
+                if self.refusals < MOST_REFUSALS && self.in_kernel() > 0 =>
+            {
+                // Only while they are waited for is there a pause between one and the next.
+                self.refusals += u32::from(wanted > 0);
+            }
+            _ => {
+                log::error!(
+                    "io_uring takes no more calls ({error}): a disk does one thing at a time from here on"
+                );
+                self.given_up = true;
+            }
+        }
+        Err(error)
+    }
+
+    /// How many calls the kernel has taken that have not completed.
+    fn in_kernel(&self) -> usize {
+        let pushed = self.pushed.iter().filter(|token| **token != WAKE).count();
+        self.under_way.saturating_sub(pushed)
+    }
+
     /// Takes the next completion, if there is one.
     pub fn completion(&mut self) -> Option<Completion> {
-        let entry = self
-            .ring
-            .completion()
-            .find(|entry| entry.user_data() != WAKE)?;
+        let mut entries = self.ring.completion();
+        let Some(entry) = entries.find(|entry| entry.user_data() != WAKE) else {
+            drop(entries);
+            return self.not_taken();
+        };
         self.under_way = self.under_way.saturating_sub(1);
         let result = entry.result();
         let result = usize::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result));
         Some((entry.user_data(), result))
     }
 
-    /// Waits until there is a completion; something must be under way.
+    /// The next call that the kernel has not taken and never will, as one that cannot be made in this way.
+    fn not_taken(&mut self) -> Option<Completion> {
+        while self.given_up {
+            let token = self.pushed.pop_front()?;
+            if token != WAKE {
+                self.under_way = self.under_way.saturating_sub(1);
+                return Some((token, Err(io::Error::from_raw_os_error(libc::EAGAIN))));
+            }
+        }
+        None
+    }
+
+    /// Waits until there is a completion, or some time; something must be under way.
     pub fn wait(&mut self) {
-        match self.ring.submit_and_wait(1) {
-            Ok(count) => self.pushed -= count.min(self.pushed),
-            // EINTR; or EAGAIN and EBUSY, which pass as calls complete.
-            Err(_) => std::thread::yield_now(),
+        let Err(error) = self.enter(1) else {
+            return;
+        };
+        if error.kind() == io::ErrorKind::Interrupted || (self.given_up && !self.pushed.is_empty())
+        {
+            return;
+        }
+        let mut poll = libc::pollfd {
+            fd: self.ring.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: the kernel reads and writes one entry.
+        unsafe { libc::poll(&raw mut poll, 1, PAUSE) };
+        if self.ring.completion().is_empty() {
+            // It does not tell when, either.
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 }
@@ -204,4 +290,60 @@ fn count(pieces: usize) -> u32 {
 
 fn flags(durable: bool) -> i32 {
     if durable { libc::RWF_DSYNC } else { 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Write;
+
+    use super::super::super::IoVec;
+    use super::*;
+
+    fn piece(bytes: &mut [u8]) -> [IoVec; 1] {
+        [IoVec(libc::iovec {
+            iov_base: bytes.as_mut_ptr().cast(),
+            iov_len: bytes.len(),
+        })]
+    }
+
+    #[test]
+    fn what_the_kernel_never_takes_is_handed_back_and_what_it_has_taken_is_waited_for() {
+        let mut ring = Uring::new().unwrap();
+        let (pipe, mut other) = io::pipe().unwrap();
+        let (mut first, mut second) = ([0; 4], [0; 4]);
+        let (one, two) = (piece(&mut first), piece(&mut second));
+        let read = |pieces| Call::Read {
+            fd: pipe.as_raw_fd(),
+            at: 0,
+            pieces,
+        };
+        // SAFETY: all of it lives until the end of the test, which has every completion.
+        unsafe { ring.push(&read(&one), 1).unwrap() };
+        ring.submit().unwrap();
+        // SAFETY: as above.
+        unsafe { ring.push(&read(&two), 2).unwrap() };
+        // Its descriptor is no ring's any more: the kernel refuses, for ever.
+        let no_ring = File::open("/dev/null").unwrap();
+        // SAFETY: the ring's own descriptor is replaced; the mapped ring itself stays.
+        unsafe { libc::dup2(no_ring.as_raw_fd(), ring.ring.as_raw_fd()) };
+        ring.submit().unwrap_err();
+        assert!(!ring.works());
+        let (token, result) = ring.completion().unwrap();
+        let error = result.unwrap_err().raw_os_error();
+        assert_eq!((token, error), (2, Some(libc::EAGAIN)));
+        assert!(ring.completion().is_none());
+        assert_eq!(ring.under_way(), 1, "the kernel may still write to it");
+        ring.wait();
+        assert_eq!(ring.under_way(), 1);
+        other.write_all(b"here").unwrap();
+        let (token, result) = loop {
+            if let Some(completion) = ring.completion() {
+                break completion;
+            }
+            ring.wait();
+        };
+        assert_eq!((token, result.unwrap(), ring.under_way()), (1, 4, 0));
+        assert_eq!(&first, b"here");
+    }
 }

@@ -100,10 +100,13 @@ impl Work {
                 return Some(Ok(()));
             };
             match &mut self.ring {
-                Some(ring) if !at_once => {
+                Some(ring) if !at_once && ring.works() => {
                     // SAFETY: a job's lists are not touched while it is not free and its completion was not taken;
                     // the device waits for its jobs before guest memory or the disk's file goes.
                     if let Err(error) = unsafe { ring.push(&call, slot.into()) } {
+                        if !ring.works() {
+                            continue;
+                        }
                         return Some(Err(error));
                     }
                     if !job.under_way {
@@ -151,11 +154,13 @@ impl Work {
     /// The next job that is over. What is not over yet goes on.
     pub fn reap(&mut self) -> Option<(u16, io::Result<()>)> {
         loop {
-            let Some((token, result)) = self.ring.as_mut()?.completion() else {
-                // What was begun anew meanwhile.
+            let mut completion = self.ring.as_mut()?.completion();
+            if completion.is_none() {
+                // What was begun anew meanwhile. It comes back if the kernel takes no more.
                 self.submit();
-                return None;
-            };
+                completion = self.ring.as_mut()?.completion();
+            }
+            let (token, result) = completion?;
             let slot = token as u16;
             let next = self.jobs.get_mut(usize::from(slot))?.result(result);
             let over = match next {
