@@ -42,7 +42,7 @@ pub struct Origin {
     pub queue: u16,
     /// Head of its chain.
     pub head: u16,
-    /// Bytes that the chain is given back with.
+    /// Bytes that the chain is given back with if the request is done.
     pub written: u32,
     /// Address of the status byte.
     pub status: GuestAddress,

@@ -449,7 +449,12 @@ impl Block {
         written.map_err(|_| Broken("a buffer is not in memory"))?;
         let queue = active.queues.get_mut(usize::from(origin.queue));
         if let Some(queue) = queue.and_then(Option::as_mut) {
-            queue.done.push((origin.head, origin.written));
+            let written = match outcome {
+                Outcome::Ok => origin.written,
+                // The status, and nothing that the driver should look at.
+                _ => 1,
+            };
+            queue.done.push((origin.head, written));
         }
         Ok(())
     }

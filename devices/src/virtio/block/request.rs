@@ -123,7 +123,7 @@ pub struct Parsed<'a> {
     pub request: Request<'a>,
     /// Address of the status byte.
     pub status: GuestAddress,
-    /// Bytes that are written when it is answered (2.7.8), the status included.
+    /// Bytes that are written when it is done (2.7.8), the status included; if it fails, the status is all.
     pub written: u32,
 }
 
@@ -145,7 +145,6 @@ pub fn parse<'a>(
     // The buffer is in memory, so its addresses do not overflow.
     let status = GuestAddress(last.address.0.wrapping_add(u64::from(last.len) - 1));
     let (mut readable, mut writable) = chain::split(memory, buffers);
-    let written = writable.len().try_into().unwrap_or(u32::MAX);
     let _ = writable.take_last(1);
     let request = match header(&mut readable) {
         Some((number, sector)) => {
@@ -154,6 +153,12 @@ pub fn parse<'a>(
         }
         None => Request::Refused(Outcome::IoError),
     };
+    let data = match &request {
+        Request::Read { data, .. } => data.len(),
+        Request::Identify { data } => data.len().min(ID_BYTES as u64),
+        _ => 0,
+    };
+    let written = u32::try_from(data + 1).unwrap_or(u32::MAX);
     Ok(Parsed {
         request,
         status,
@@ -312,7 +317,12 @@ mod tests {
         let mut ranges = Vec::new();
         let parsed = parse(&memory, &buffers, limits, &mut ranges).unwrap();
         assert_eq!(parsed.status, GuestAddress(0x1_0000 + u64::from(room) - 1));
-        assert_eq!(parsed.written, room);
+        let data = match parsed.request {
+            Request::Read { .. } => room - 1,
+            Request::Identify { .. } => 20.min(room - 1),
+            _ => 0,
+        };
+        assert_eq!(parsed.written, data + 1);
         match parsed.request {
             Request::Read { at, data } => Ok((0, at, data.len())),
             Request::Write { at, data } => Ok((1, at, data.len())),
@@ -332,6 +342,7 @@ mod tests {
         assert_eq!(write, Ok((1, 99 * 512, 512)));
         assert_eq!(outcome(&bytes(4, 0, &[]), 1, &LIMITS), Ok((4, 0, 0)));
         assert_eq!(outcome(&bytes(8, 0, &[]), 21, &LIMITS), Ok((8, 0, 20)));
+        assert_eq!(outcome(&bytes(8, 0, &[]), 31, &LIMITS), Ok((8, 0, 30)));
         assert_eq!(outcome(&bytes(0, 100, &[]), 1, &LIMITS), Ok((0, 51_200, 0)));
         let one = bytes(11, 0, &ranges(&[(10, 90, 0)]));
         assert_eq!(outcome(&one, 1, &LIMITS), Ok((11, 5120, 46_080)));
@@ -483,7 +494,7 @@ mod tests {
         buffers.extend([huge; 8]);
         let parsed = parse(&memory, &buffers, &LIMITS, &mut Vec::new()).unwrap();
         assert!(matches!(parsed.request, Request::Refused(Outcome::IoError)));
-        assert_eq!(parsed.written, u32::MAX);
+        assert_eq!(parsed.written, 1);
     }
 
     proptest! {

@@ -279,6 +279,32 @@ fn each_kind_of_request() {
     }
 }
 
+/// 2.7.8: a driver that goes by the length does not take for data what was there before.
+#[test]
+fn the_length_is_what_was_written() {
+    for engine in BOTH {
+        let mut fixture = Fixture::new(engine);
+        for (kind, sector, room, status, written) in [
+            (0, 3, 1024, 0, 1025),
+            (0, SECTORS, 1024, 1, 1),
+            (8, 0, 20, 0, 21),
+            (8, 0, 30, 0, 21),
+            (8, 0, 7, 0, 8),
+            (7, 0, 100, 2, 1),
+            (4, 0, 100, 0, 1),
+        ] {
+            assert_eq!(fixture.request(kind, sector, room, true), status, "{kind}");
+            assert_eq!(fixture.driver.used(), [(0, written)], "{kind}");
+        }
+        // The host's failure: the file got shorter.
+        let path = fixture.dir.path().join("disk");
+        let file = File::options().write(true).open(path).unwrap();
+        file.set_len(512).unwrap();
+        assert_eq!(fixture.request(0, 8, 4096, true), 1);
+        assert_eq!(fixture.driver.used(), [(0, 1)]);
+    }
+}
+
 #[test]
 fn past_the_page_cache_wherever_buffers_are() {
     for engine in BOTH {
