@@ -355,6 +355,81 @@ fn past_the_page_cache_wherever_buffers_are() {
     }
 }
 
+/// A file that has a last block of which there is a part only: it is read and written, and keeps its length.
+#[test]
+fn past_the_page_cache_up_to_the_last_sector() {
+    for engine in BOTH {
+        let direct = |options: &mut BlockOptions| {
+            options.disk.direct = true;
+            let disk = File::options().write(true).open(&options.disk.path);
+            disk.unwrap().set_len(61 * 512 + 100).unwrap();
+        };
+        let mut fixture = Fixture::with(engine, direct, u64::MAX);
+        for (sector, count) in [(60, 1), (56, 5), (54, 7), (57, 2)] {
+            let len = 512 * count;
+            assert_eq!(fixture.request(0, sector, len, true), 0, "{sector} {count}");
+            let expected = (sector..).take(count as usize);
+            let expected: Vec<u8> = expected.flat_map(|number| [number as u8; 512]).collect();
+            assert!(fixture.data(0, len as usize) == expected);
+        }
+        for (sector, count, byte) in [(60, 1, 0xa0), (55, 3, 0xb0), (59, 1, 0xc0)] {
+            fixture.set_data(0, &vec![byte; 512 * count as usize]);
+            assert_eq!(fixture.request(1, sector, 512 * count, false), 0);
+            assert_eq!(fixture.request(4, 0, 0, false), 0);
+        }
+        for (sector, byte) in [
+            (54, 54),
+            (55, 0xb0),
+            (57, 0xb0),
+            (58, 58),
+            (59, 0xc0),
+            (60, 0xa0),
+        ] {
+            assert_eq!(fixture.sector(sector), [byte; 512], "{sector}");
+            assert_eq!(fixture.request(0, sector, 512, true), 0);
+            assert_eq!(fixture.data(0, 512), [byte; 512], "{sector}");
+        }
+        assert_eq!(fixture.disk().metadata().unwrap().size(), 61 * 512 + 100);
+    }
+}
+
+/// Where the file system can do neither holes nor zeros, they are written; with `O_DIRECT`, and in no whole blocks.
+#[test]
+fn zeros_are_written_past_the_page_cache_where_nothing_else_works() {
+    use job::Next;
+
+    let dir = TempDir::new().unwrap();
+    let mut options = disk_in(&dir, Engine::Sync).disk;
+    options.direct = true;
+    let mut disk = disk::open(&options).unwrap();
+    let mut job = Job::default();
+    job.begin();
+    (job.kind, job.fd) = (Kind::Zero, disk.clears_in(Clear::Zero).unwrap());
+    job.ranges.push(request::Range {
+        at: 3 * 512,
+        len: 18 * 512,
+        unmap: true,
+    });
+    for _ in 0..2 {
+        assert!(matches!(job.call(), Some(disk::Call::Allocate { .. })));
+        let refused = io::Error::from_raw_os_error(libc::EOPNOTSUPP);
+        assert!(matches!(job.result(Err(refused)), Next::Call));
+    }
+    loop {
+        let result = job.call().unwrap().make();
+        match job.result(result) {
+            Next::Call => {}
+            Next::Done => break,
+            Next::Failed(error) => panic!("{error}"),
+        }
+    }
+    let bytes = fs::read(&options.path).unwrap();
+    for (number, sector) in bytes.chunks(512).enumerate() {
+        let byte = if (3..21).contains(&number) { 0 } else { number };
+        assert_eq!(sector, [byte as u8; 512], "{number}");
+    }
+}
+
 #[test]
 fn what_the_driver_is_offered() {
     let features = |change: fn(&mut BlockOptions)| {

@@ -18,7 +18,7 @@ mod raw;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 pub use call::{Call, MOST_PIECES, Mode, advance};
@@ -317,6 +317,24 @@ fn open_file(path: &Path, read_only: bool, direct: bool) -> Result<File, OpenErr
     }
     lock::take(&file, path, !read_only)?;
     Ok(file)
+}
+
+/// Another description of a file that is open, to be found at `path`: through the page cache, and without a lock.
+fn open_again(file: &File, path: &Path, read_only: bool) -> Result<File, OpenError> {
+    let again = || {
+        let again = OpenOptions::new()
+            .read(true)
+            .write(!read_only)
+            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+            .open(path)?;
+        blocking(&again)?;
+        let (one, other) = (file.metadata()?, again.metadata()?);
+        if (one.dev(), one.ino()) != (other.dev(), other.ino()) {
+            return Err(io::Error::other("another file has taken its place"));
+        }
+        Ok(again)
+    };
+    again().map_err(ask("open another description", path))
 }
 
 /// Has calls wait again, as is usual on files: only opening must not, on a FIFO.

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use super::super::super::IoVec;
 use super::call::{Call, Mode, transfer_all};
-use super::{Clear, Disk, DiskOptions, Geometry, OpenError, Place, ask};
+use super::{Clear, Disk, DiskOptions, Geometry, OpenError, Place, ask, open_again};
 use crate::virtio::block::bounce::Bounce;
 use crate::virtio::block::request::SECTOR;
 
@@ -26,8 +26,17 @@ pub struct Raw {
     /// Whether the file is on a tmpfs.
     in_memory: bool,
     geometry: Geometry,
-    /// With `O_DIRECT`: what addresses in memory, and places and lengths in the file, are multiples of.
-    alignment: Option<(usize, u64)>,
+    direct: Option<Direct>,
+}
+
+/// What goes with `O_DIRECT`.
+struct Direct {
+    /// What addresses in memory are multiples of.
+    memory: usize,
+    /// What places and lengths in the file are multiples of.
+    unit: u64,
+    /// The file without it, for what it does not take: a last block that is not whole, zeros of any length.
+    cached: File,
 }
 
 impl Raw {
@@ -54,15 +63,22 @@ impl Raw {
             // The file system's block, where that is no more than a page: network file systems say a megabyte.
             geometry.physical = power_of_two(data.blksize().min(4096) as u32);
         }
-        let alignment = options
-            .direct
-            .then(|| direct_alignment(&file).unwrap_or((4096, geometry.physical.into())));
+        let direct = options.direct.then(|| {
+            let (memory, unit) =
+                direct_alignment(&file).unwrap_or((4096, geometry.physical.into()));
+            let cached = open_again(&file, path, options.read_only)?;
+            Ok(Direct {
+                memory,
+                unit,
+                cached,
+            })
+        });
         let mut disk = Self {
             in_memory: super::is_in_memory(&file),
             file,
             device,
             geometry,
-            alignment,
+            direct: direct.transpose()?,
         };
         disk.measure().map_err(ask("learn the size", path))?;
         if !options.read_only && disk.can_punch() {
@@ -149,7 +165,7 @@ impl Disk for Raw {
 
     fn place(&mut self, write: bool, at: u64, pieces: &[IoVec]) -> Place {
         let here = Place::File { fd: self.fd(), at };
-        let Some((memory, unit)) = self.alignment else {
+        let Some(Direct { memory, unit, .. }) = self.direct else {
             return here;
         };
         let mut len = 0;
@@ -170,10 +186,18 @@ impl Disk for Raw {
     }
 
     fn transfer(&mut self, write: bool, at: u64, pieces: &[IoVec]) -> io::Result<()> {
-        match self.alignment {
-            Some((_, unit)) => self.transfer_unaligned(write, at, pieces, unit),
-            None => transfer_all(write, self.fd(), at, &mut pieces.to_vec()),
-        }
+        let fd = match &self.direct {
+            Some(Direct { unit, cached, .. }) => {
+                let len: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
+                // A last block that is not whole would make the file longer.
+                if at + len <= self.geometry.bytes / unit * unit {
+                    return self.transfer_unaligned(write, at, pieces, *unit);
+                }
+                cached.as_raw_fd()
+            }
+            None => self.fd(),
+        };
+        transfer_all(write, fd, at, &mut pieces.to_vec())
     }
 
     fn before_sync(&mut self) -> io::Result<RawFd> {
@@ -185,7 +209,9 @@ impl Disk for Raw {
     }
 
     fn clears_in(&mut self, how: Clear) -> Option<RawFd> {
-        (!self.device || how != Clear::Discard).then(|| self.fd())
+        // Ranges, and zeros that have to be written, are not of whole blocks.
+        let cached = self.direct.as_ref().map(|direct| direct.cached.as_raw_fd());
+        (!self.device || how != Clear::Discard).then(|| cached.unwrap_or(self.fd()))
     }
 
     fn clear(&mut self, how: Clear, at: u64, len: u64) -> io::Result<()> {
@@ -218,7 +244,7 @@ impl Disk for Raw {
     }
 
     fn at_once(&self, write: bool) -> bool {
-        self.in_memory || (write && self.alignment.is_none())
+        self.in_memory || (write && self.direct.is_none())
     }
 
     fn file(&self) -> &File {
@@ -262,4 +288,65 @@ fn direct_alignment(file: &File) -> Option<(usize, u64)> {
     let (memory, file) = (data.stx_dio_mem_align, data.stx_dio_offset_align);
     let usable = |number: u32| number.is_power_of_two() && number <= 64 << 10;
     (told && usable(memory) && usable(file)).then(|| (memory as usize, u64::from(file).max(SECTOR)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::PathBuf;
+
+    use tempfile::TempDir;
+
+    use super::super::{Format, open_file};
+    use super::*;
+
+    /// With blocks of 4096 bytes, whatever the disk below the test's has.
+    fn disk(dir: &TempDir, bytes: u64) -> (Raw, PathBuf) {
+        let path = dir.path().join("disk");
+        let contents: Vec<u8> = (0..bytes).map(|at| (at / SECTOR) as u8).collect();
+        fs::write(&path, contents).unwrap();
+        let options = DiskOptions {
+            path: path.clone(),
+            read_only: false,
+            direct: true,
+            format: Format::Raw,
+            backing: None,
+            flushes: true,
+        };
+        let file = open_file(&path, false, true).unwrap();
+        let mut disk = Raw::new(file, &options).unwrap();
+        disk.direct.as_mut().unwrap().unit = 4096;
+        (disk, path)
+    }
+
+    #[test]
+    fn a_last_block_that_is_not_whole_stays_so() {
+        let dir = TempDir::new().unwrap();
+        let bytes = 21 * SECTOR + 100;
+        let (mut disk, path) = disk(&dir, bytes);
+        for (write, sector, count) in [
+            (false, 16, 5),
+            (false, 20, 1),
+            (true, 20, 1),
+            (true, 13, 8),
+            (true, 9, 2),
+        ] {
+            let len = (count * SECTOR) as usize;
+            let mut buffer = vec![0xee; len];
+            let pieces = [IoVec(libc::iovec {
+                iov_base: buffer.as_mut_ptr().cast(),
+                iov_len: len,
+            })];
+            let at = sector * SECTOR;
+            assert!(!matches!(
+                disk.place(write, at, &pieces),
+                Place::File { .. }
+            ));
+            disk.transfer(write, at, &pieces).unwrap();
+            let found = fs::read(&path).unwrap();
+            assert_eq!(found.len() as u64, bytes);
+            assert!(found.get(at as usize..at as usize + len) == Some(&buffer));
+            assert_eq!(found.last(), Some(&21));
+        }
+    }
 }

@@ -28,12 +28,11 @@ mod slices;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::FileExt;
 
 use super::super::super::IoVec;
 use super::call::transfer_all;
-use super::{Clear, Disk, DiskOptions, Geometry, OpenError, Place, ask};
+use super::{Clear, Disk, DiskOptions, Geometry, OpenError, Place, ask, open_again};
 use header::{HEADER_BYTES, Header};
 use map::{Cluster, Map};
 use refcounts::{damaged, zero};
@@ -93,7 +92,7 @@ impl Qcow2 {
         let barriers = options.flushes;
         let mut map = Map::new(&file, &header, writable, barriers).map_err(&failed)?;
         if writable {
-            let own = open_again(path, &file).map_err(ask("open another description", path))?;
+            let own = open_again(&file, path, true)?;
             *map.safety().map_err(&failed)? = Safety::new(own);
         }
         let geometry = Geometry {
@@ -419,19 +418,6 @@ impl Drop for Qcow2 {
             log::error!("a qcow2 image was not closed as it should be: {error}");
         }
     }
-}
-
-/// Another description of a file that is open, which is to be found at `path`.
-fn open_again(path: &Path, file: &File) -> io::Result<File> {
-    let again = File::options()
-        .read(true)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
-        .open(path)?;
-    let (one, other) = (file.metadata()?, again.metadata()?);
-    if (one.dev(), one.ino()) != (other.dev(), other.ino()) {
-        return Err(io::Error::other("another file has taken its place"));
-    }
-    Ok(again)
 }
 
 #[cfg(test)]
