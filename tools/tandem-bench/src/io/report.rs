@@ -146,6 +146,13 @@ impl Report {
             "{} rounds, {} s for each job, {} vCPU, {} MiB; VMMs and jobs in random order (seed {})\n",
             self.rounds, self.job_seconds, self.vcpus, self.memory_mib, self.seed
         );
+        if self.interrupted {
+            let each = self.vmms.iter();
+            let each: Vec<_> = each
+                .map(|vmm| format!("{} {}", vmm.samples.len(), vmm.name))
+                .collect();
+            text += &format!("STOPPED before its end: {}\n", each.join(", "));
+        }
         text += &format!("Host:   {}\n", self.environment.describe());
         text += &format!("Kernel: {}\n", self.kernel.path.display());
         if let Some(disk) = &self.disk {
@@ -410,7 +417,13 @@ mod tests {
             told,
             [("per_s", "other", 2.0, 1), ("p50_us", "other", 1.5, 1)]
         );
+        let mut report = report;
+        report.interrupted = true;
         let text = report.text(&jobs);
+        assert!(
+            text.contains("STOPPED before its end: 2 tandem, 2 other, 0 broken"),
+            "{text}"
+        );
         // 1000 ms of CPU time in two seconds of 400 operations each.
         assert!(text.contains("1250      5.00"), "{text}");
         assert!(text.contains("2.00x  2.00-2.00"), "{text}");
