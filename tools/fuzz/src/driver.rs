@@ -5,11 +5,12 @@
 //! it has been told. A driver that has broken a rule may expect nothing any more.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use devices::virtio::Memory;
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::memory::{self, READABLE, TABLES, WRITABLE};
+use crate::memory::{self, MOST_QUEUES, READABLE, TABLES, WRITABLE};
 use crate::script::{Chain, Spoil};
 
 const NEXT: u16 = 1;
@@ -48,6 +49,8 @@ struct Queue {
 #[derive(Debug)]
 pub struct Driver {
     memory: Memory,
+    /// Which half of all places is its own.
+    half: u64,
     queues: Vec<Option<Queue>>,
     /// First free addresses.
     readable: u64,
@@ -64,12 +67,18 @@ pub struct Driver {
 impl Driver {
     /// A driver that has no queue set up.
     pub fn new(memory: Memory) -> Self {
+        Self::beside(memory, 0)
+    }
+
+    /// One of two that have the same memory, 0 or 1: each keeps to places of its own.
+    pub fn beside(memory: Memory, half: u64) -> Self {
         Self {
             memory,
+            half,
             queues: Vec::new(),
-            readable: READABLE.start,
-            writable: WRITABLE.start,
-            tables: TABLES.start,
+            readable: start(half, &READABLE),
+            writable: start(half, &WRITABLE),
+            tables: start(half, &TABLES),
             outlaw: false,
             completed: 0,
             written: 0,
@@ -79,9 +88,14 @@ impl Driver {
     /// The device was reset: nothing is given any more. What is in memory stays there.
     pub fn start_over(&mut self) {
         self.queues.clear();
-        (self.readable, self.writable, self.tables) =
-            (READABLE.start, WRITABLE.start, TABLES.start);
+        [self.readable, self.writable, self.tables] =
+            [READABLE, WRITABLE, TABLES].map(|zone| start(self.half, &zone));
         self.outlaw = false;
+    }
+
+    /// Descriptor table, driver area and device area of a queue.
+    pub fn areas(&self, number: usize) -> [u64; 3] {
+        memory::areas(number + self.half as usize * MOST_QUEUES / 2)
     }
 
     /// Sets a queue up: its rings, all zero, are there then.
@@ -89,7 +103,7 @@ impl Driver {
         if self.queues.len() <= number {
             self.queues.resize_with(number + 1, || None);
         }
-        let areas = memory::areas(number);
+        let areas = self.areas(number);
         self.put(areas[0], &[0; 0x4000]);
         self.queues[number] = Some(Queue {
             size,
@@ -376,6 +390,11 @@ impl Driver {
             "queue {number}: the driver waits for an interrupt that does not come"
         );
     }
+}
+
+/// Where a half of a zone begins. The other one is not in its way for as long as a script is.
+fn start(half: u64, zone: &Range<u64>) -> u64 {
+    zone.start + half * (zone.end - zone.start) / 2
 }
 
 /// Bytes of a descriptor.

@@ -4,6 +4,7 @@ use devices::virtio::mmio::{VirtioMmio, VirtioMmioState};
 use devices::{Action, BusDevice};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use crate::driver::Driver;
 use crate::memory;
 use crate::messages;
 use crate::script::{Chain, Reader};
@@ -71,7 +72,8 @@ fn page(board: &Board) -> (Page, EventFd) {
 pub fn run(data: &[u8]) -> Reached {
     messages::begin();
     let mut from = Reader::new(data);
-    let mut board = Board::new(from.u8() & 7, memory::fresh());
+    let memory = memory::fresh();
+    let mut board = Board::new(from.u8() & 7, Driver::new(memory.clone()), memory);
     let (mut device, mut line) = page(&board);
     let (mut live, mut raised, mut reset) = (0, 0, 0);
     for _ in 0..MOVES {

@@ -15,6 +15,7 @@ use devices::virtio::pci::{Doorbells, Parts, VirtioPci, VirtioPciState};
 use devices::{Action, Bus, BusDevice};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::driver::Driver;
 use crate::memory;
 use crate::messages;
 use crate::script::{Chain, Reader};
@@ -126,7 +127,8 @@ impl Rig {
         let memory = memory::fresh();
         let bus = Arc::new(Bus::new());
         let slots = [1, 2].map(|number| {
-            let board = Board::new(choice >> 1 & 7, memory.clone());
+            let driver = Driver::beside(memory.clone(), u64::from(number) - 1);
+            let board = Board::new(choice >> 1 & 7, driver, memory.clone());
             let outside = Outside::default();
             outside.with(|machine| machine.fails = choice & 1 != 0);
             let function = function(&board, number, &bus, &outside);

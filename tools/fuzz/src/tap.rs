@@ -234,6 +234,7 @@ pub fn seeds() -> Vec<Seed> {
         room(0),
         host(&[0, 60, 0]),
     ];
+    // What the kernel hands over comes when it comes, so nothing is said of what is received.
     let reaches = |all: &'static [&'static str]| if is_possible() { all } else { &[] };
     vec![
         seed(
@@ -241,7 +242,6 @@ pub fn seeds() -> Vec<Seed> {
             Move::script(0, &one),
             reaches(&[
                 "tx_packets",
-                "rx_packets",
                 "tx_dropped_header",
                 "commands",
                 "commands_refused",
@@ -251,7 +251,7 @@ pub fn seeds() -> Vec<Seed> {
         seed(
             "two",
             Move::script(1, &two),
-            reaches(&["tx_packets", "rx_packets", "commands", "commands_refused"]),
+            reaches(&["tx_packets", "commands", "commands_refused"]),
         ),
     ]
 }

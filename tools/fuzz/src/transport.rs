@@ -41,7 +41,7 @@ pub struct Board {
 
 impl Board {
     /// A new device of a kind.
-    pub fn new(kind: u8, memory: Memory) -> Self {
+    pub fn new(kind: u8, driver: Driver, memory: Memory) -> Self {
         let device = device(kind);
         let queues = device.queue_sizes().len();
         let kick = || EventFd::new(EFD_NONBLOCK).expect("an eventfd");
@@ -49,7 +49,7 @@ impl Board {
             kind,
             worker: SharedWorker::new(device),
             kicks: (0..queues).map(|_| kick()).collect(),
-            driver: Driver::new(memory.clone()),
+            driver,
             memory,
             reached: Reached::new(),
         }
@@ -68,7 +68,8 @@ impl Board {
     /// Another device takes this one's place, as after a restore.
     pub fn replace_device(&mut self) {
         self.note_counters();
-        let next = Self::new(self.kind, self.memory.clone());
+        let memory = self.memory.clone();
+        let next = Self::new(self.kind, Driver::new(memory.clone()), memory);
         (self.worker, self.kicks) = (next.worker, next.kicks);
     }
 
@@ -136,7 +137,7 @@ pub fn set_up(registers: &dyn Registers, board: &mut Board, without: u64, size: 
     registers.set_status(11);
     for number in 0..board.kicks.len().min(memory::MOST_QUEUES) {
         registers.select(number as u16);
-        registers.enable(number as u16, size, memory::areas(number));
+        registers.enable(number as u16, size, board.driver.areas(number));
         board.driver.set_up(number, size);
     }
     registers.set_status(15);
