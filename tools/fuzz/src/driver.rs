@@ -392,7 +392,7 @@ impl Driver {
     }
 }
 
-/// Where a half of a zone begins. The other one is not in its way for as long as a script is.
+/// Where a half of a zone begins. Whoever has the first one has to see to it that it is enough.
 fn start(half: u64, zone: &Range<u64>) -> u64 {
     zone.start + half * (zone.end - zone.start) / 2
 }

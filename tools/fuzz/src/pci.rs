@@ -371,7 +371,8 @@ pub fn run(data: &[u8]) -> Reached {
             }
             9 => rig.set_up(index, &mut from),
             10 => {
-                let chain = Chain::new(slot >> 3 & 7, &[], &[from.u16()]);
+                // Not so long that all of them together leave this driver's half of memory.
+                let chain = Chain::new(slot >> 3 & 7, &[], &[from.u16() & 0x3ff]);
                 let board = &mut rig.slots[index].board;
                 board.driver.offer(&chain);
                 let doorbell = rig.bar(number) + 0x3000 + 4 * u64::from(chain.queue);
