@@ -1,7 +1,7 @@
 //! The configuration of a block device, as its driver reads it (5.2.4).
 
 use super::disk::Geometry;
-use super::request::{MOST_RANGE_SECTORS, MOST_RANGES, SECTOR};
+use super::request::{MOST_RANGES, SECTOR};
 
 /// Bytes of a `virtio_blk_config`, up to `write_zeroes_may_unmap` and its padding.
 const SIZE: usize = 60;
@@ -52,12 +52,12 @@ fn bytes(fields: &Fields) -> [u8; SIZE] {
     put(34, &fields.queues.to_le_bytes());
     let alignment = physical.max(geometry.clear_unit) / SECTOR as u32;
     if geometry.discard {
-        put(36, &MOST_RANGE_SECTORS.to_le_bytes());
+        put(36, &geometry.clear_most.to_le_bytes());
         put(40, &MOST_RANGES.to_le_bytes());
         put(44, &alignment.to_le_bytes());
     }
     if geometry.write_zeroes {
-        put(48, &MOST_RANGE_SECTORS.to_le_bytes());
+        put(48, &geometry.clear_most.to_le_bytes());
         put(52, &MOST_RANGES.to_le_bytes());
         put(56, &[1]);
     }
@@ -76,6 +76,7 @@ mod tests {
             physical: 4096,
             best: 65536,
             clear_unit: 0,
+            clear_most: 1 << 17,
             discard: true,
             write_zeroes: true,
         };
@@ -99,9 +100,9 @@ mod tests {
         assert_eq!((read(24, 1), read(25, 1), read(26, 2)), (3, 0, 8));
         assert_eq!(read(28, 4), 128);
         assert_eq!((read(32, 1), read(34, 2)), (1, 3));
-        assert_eq!(read(36, 4), 1 << 21);
+        assert_eq!(read(36, 4), 1 << 17);
         assert_eq!((read(40, 4), read(44, 4)), (16, 8));
-        assert_eq!((read(48, 4), read(52, 4), read(56, 1)), (1 << 21, 16, 1));
+        assert_eq!((read(48, 4), read(52, 4), read(56, 1)), (1 << 17, 16, 1));
         // Behind the end, and across it.
         assert_eq!(read(60, 8), 0);
         assert_eq!(read(u64::MAX, 8), 0);

@@ -67,6 +67,7 @@ impl VirtioDevice for Block {
             flush: has(bit::FLUSH),
             discard: has(bit::DISCARD),
             write_zeroes: has(bit::WRITE_ZEROES),
+            range_sectors: self.geometry.clear_most,
         };
         let rings = std::mem::take(&mut activation.rings);
         let queues = rings.into_iter().map(|ring| ring.map(Queue::new));

@@ -14,7 +14,7 @@ pub const SECTOR: u64 = 512;
 pub const ID_BYTES: usize = 20;
 /// Ranges that a discard or write-zeroes request may have.
 pub const MOST_RANGES: u32 = 16;
-/// Sectors that each of these ranges may have: 1 GiB, which bounds the time that it takes.
+/// Sectors that each of these ranges may have at most: 1 GiB. A disk may say less.
 pub const MOST_RANGE_SECTORS: u32 = 1 << 21;
 /// Bytes that a read or write may have: beyond what drivers make of 256 buffers, and a bound for the time that it takes.
 pub const MOST_BYTES: u64 = 1 << 30;
@@ -71,6 +71,8 @@ pub struct Limits {
     pub discard: bool,
     /// Whether there are write-zeroes requests.
     pub write_zeroes: bool,
+    /// Sectors that a range of these two may have.
+    pub range_sectors: u32,
 }
 
 /// A stretch of the disk to be cleared. It is not empty, and on the disk.
@@ -239,7 +241,7 @@ fn read_ranges(
         }
         let len = u64::from(count) * SECTOR;
         let at = place(sector, len, limits)?;
-        if count > MOST_RANGE_SECTORS {
+        if count > limits.range_sectors.min(MOST_RANGE_SECTORS) {
             return Err(Outcome::IoError);
         }
         if count > 0 {

@@ -87,9 +87,14 @@ impl Block {
                 Request::WriteZeroes => Todo::Clear { how: Clear::Zero },
                 Request::Refused(outcome) => Todo::Answer(outcome),
             };
-            moved += job.bytes;
-            moved += job.ranges.iter().map(|range| range.len).sum::<u64>();
-            self.limiter.charge(job.bytes);
+            let cleared = job.ranges.iter().map(|range| range.len).sum::<u64>();
+            moved += job.bytes + cleared;
+            self.limiter.charge(match todo {
+                // They may have to be written; without them the guest would write them itself.
+                Todo::Clear { how: Clear::Zero } => cleared,
+                // A discard moves no bytes, and a guest gives back a whole disk at once: it is one request.
+                _ => job.bytes,
+            });
             self.begin(slot, todo)?;
         }
         Ok(Progress::More)

@@ -169,6 +169,8 @@ pub struct Geometry {
     pub best: u32,
     /// What is discarded in multiples of this, and at multiples of it, is given back; 0 for physical blocks.
     pub clear_unit: u32,
+    /// Most sectors of a stretch that is cleared at once: what bounds the time that it takes.
+    pub clear_most: u32,
     /// Whether it can be told that a stretch is of no use any more.
     pub discard: bool,
     /// Whether it can make a stretch read as zeros.

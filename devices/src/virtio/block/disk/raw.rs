@@ -9,7 +9,7 @@ use super::super::super::IoVec;
 use super::call::{Call, Mode, transfer_all};
 use super::{Clear, Disk, DiskOptions, Geometry, OpenError, Place, ask, open_again};
 use crate::virtio::block::bounce::Bounce;
-use crate::virtio::block::request::SECTOR;
+use crate::virtio::block::request::{MOST_RANGE_SECTORS, SECTOR};
 
 /// `linux/fs.h`; libc does not have these.
 const BLKDISCARD: libc::Ioctl = 0x1277;
@@ -51,6 +51,7 @@ impl Raw {
         let mut geometry = Geometry {
             block: SECTOR as u32,
             physical: SECTOR as u32,
+            clear_most: MOST_RANGE_SECTORS,
             ..Geometry::default()
         };
         if device {

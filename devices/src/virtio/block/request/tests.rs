@@ -14,6 +14,7 @@ const LIMITS: Limits = Limits {
     flush: true,
     discard: true,
     write_zeroes: true,
+    range_sectors: MOST_RANGE_SECTORS,
 };
 
 /// The header's bytes, then `more`, then `room` writable bytes, all of it cut at `cuts`.
@@ -256,7 +257,7 @@ proptest! {
     ) {
         let memory = memory();
         let [read_only, flush, discard, write_zeroes] = flags;
-        let limits = Limits { sectors, read_only, flush, discard, write_zeroes };
+        let limits = Limits { sectors, read_only, flush, discard, write_zeroes, range_sectors: 50 };
         let buffers = chain(&memory, &bytes(kind, sector, &data), room, &cuts);
         let mut ranges = Vec::new();
         let parsed = parse(&memory, &buffers, &limits, &mut ranges).unwrap();
@@ -272,6 +273,7 @@ proptest! {
                 prop_assert!(ranges.len() <= MOST_RANGES as usize);
                 for range in ranges {
                     prop_assert!(inside(range.at, range.len) && range.len > 0);
+                        prop_assert!(range.len <= 50 * 512);
                 }
             }
             Request::Flush => prop_assert!(flush),

@@ -139,6 +139,29 @@ fn limits_hold_requests_up() {
     }
 }
 
+/// Zeros count as if they were written; space that is given back does not.
+#[test]
+fn zeros_are_bytes_to_the_limit() {
+    for (kind, held) in [(13, true), (11, false)] {
+        let limit = |options: &mut BlockOptions| {
+            options.limits.bandwidth = Some(BucketConfig {
+                size: 16 << 10,
+                one_time_burst: None,
+                refill_time: 3_600_000,
+            });
+        };
+        let mut fixture = Fixture::with(Engine::Sync, limit, u64::MAX);
+        fixture.set_data(0, &range(8, 32, 0));
+        fixture.prepare(0, kind, 0, 16, false);
+        fixture.prepare(1, 0, 0, 512, true);
+        fixture.offer(&[0, 1]);
+        let progress = fixture.worker.lock().service(0);
+        assert_eq!(matches!(progress, Progress::Wait(_)), held, "{kind}");
+        assert_eq!(fixture.status(0), 0);
+        assert_eq!(fixture.driver.used().len(), if held { 1 } else { 2 });
+    }
+}
+
 #[test]
 fn nothing_is_under_way_after_a_reset() {
     for _ in 0..50 {

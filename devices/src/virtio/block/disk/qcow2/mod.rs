@@ -31,12 +31,16 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 
 use super::super::super::IoVec;
+use super::super::request::{MOST_RANGE_SECTORS, SECTOR};
 use super::call::transfer_all;
 use super::{Clear, Disk, DiskOptions, Geometry, OpenError, Place, ask, open_again};
 use header::{HEADER_BYTES, Header};
 use map::{Cluster, Map};
 use refcounts::{damaged, zero};
 use safety::Safety;
+
+/// Clusters of a stretch that is cleared: 64 MiB where they have 64 KiB.
+const CLUSTERS_A_RANGE: u64 = 1024;
 
 /// An image.
 pub struct Qcow2 {
@@ -101,6 +105,7 @@ impl Qcow2 {
             physical: 4096,
             best: header.cluster().min(1 << 20) as u32,
             clear_unit: header.cluster() as u32,
+            clear_most: clear_most(header.cluster()),
             // An old image cannot say of a cluster that it is zero whatever the backing file has.
             discard: writable && (header.version == 3 || backing.is_none()),
             write_zeroes: writable,
@@ -410,6 +415,14 @@ impl Disk for Qcow2 {
     fn file(&self) -> &File {
         &self.file
     }
+}
+
+/// Sectors that may be cleared at once: each cluster is some system calls, and everybody else waits.
+fn clear_most(cluster: u64) -> u32 {
+    let sectors = cluster * CLUSTERS_A_RANGE / SECTOR;
+    u32::try_from(sectors).map_or(MOST_RANGE_SECTORS, |sectors| {
+        sectors.min(MOST_RANGE_SECTORS)
+    })
 }
 
 impl Drop for Qcow2 {

@@ -549,3 +549,18 @@ fn a_failed_sync_is_the_last_that_is_written() {
         fixture.check_as_if_killed(Some(&[5; 1 << 20]));
     }
 }
+
+#[test]
+fn what_is_cleared_at_once_is_bounded_in_clusters() {
+    for (options, bytes) in [
+        ("cluster_size=512", 512_u64 << 10),
+        ("cluster_size=64K", 64 << 20),
+        ("cluster_size=2M", 1 << 30),
+    ] {
+        let fixture = Fixture::new(1 << 20, options);
+        let disk = fixture.open(true);
+        let most = disk.geometry().clear_most;
+        assert_eq!(u64::from(most) * 512, bytes, "{options}");
+        testing::close(disk);
+    }
+}
