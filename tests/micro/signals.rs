@@ -5,6 +5,7 @@ use std::os::fd::AsRawFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use tests::patience;
 use tests::vm::{Vm, VmBuilder};
 
 use crate::guest::guest;
@@ -35,6 +36,16 @@ fn ready(builder: VmBuilder) -> Vm {
     let vm = builder.option("--level", "Info").start();
     vm.wait_for("ready\n");
     vm
+}
+
+/// Waits for `text` on standard error.
+#[track_caller]
+fn wait_for_error(vm: &Vm, text: &str) {
+    let deadline = Instant::now() + patience();
+    while !vm.errors().contains(text) {
+        assert!(Instant::now() < deadline, "no {text:?}: {}", vm.errors());
+        thread::sleep(Duration::from_millis(5));
+    }
 }
 
 #[test]
@@ -72,9 +83,7 @@ fn a_second_signal_stops_at_once() {
         let vm = ready(VmBuilder::with_code(deaf()).option("--stop-timeout", "600"));
         vm.signal(first);
         // Two signals that are pending at the same time may be one.
-        while !vm.errors().contains("pressing the power button") {
-            thread::sleep(Duration::from_millis(5));
-        }
+        wait_for_error(&vm, "pressing the power button");
         vm.signal(second);
         vm.wait().expect(code, "ready\n");
     }
@@ -177,12 +186,7 @@ fn a_reader_that_goes_away_does_not_end_the_guest() {
         .option("--level", "Warning")
         .start();
     drop(reader);
-    while !vm
-        .errors()
-        .contains("cannot write the guest's console output")
-    {
-        thread::sleep(Duration::from_millis(5));
-    }
+    wait_for_error(&vm, "cannot write the guest's console output");
     vm.signal(libc::SIGTERM);
     let ended = vm.wait();
     assert_eq!(ended.code, 0, "{}", ended.stderr);

@@ -201,14 +201,19 @@ impl VmBuilder {
         command.stdin(self.stdin).stderr(Stdio::piped());
         let collect = self.stdout.is_none();
         command.stdout(self.stdout.unwrap_or_else(Stdio::piped));
-        if let Some(before_exec) = self.before_exec {
-            // SAFETY: `before_exec` has promised to make async-signal-safe calls only.
-            unsafe {
-                command.pre_exec(move || {
+        let before_exec = self.before_exec;
+        // SAFETY: signal(2) with SIG_DFL takes no pointer, and `before_exec` has promised to make async-signal-safe calls only.
+        unsafe {
+            command.pre_exec(move || {
+                // What runs in a shell's background is started to ignore these, and then so would the VM.
+                for signal in [libc::SIGINT, libc::SIGQUIT, libc::SIGHUP] {
+                    libc::signal(signal, libc::SIG_DFL);
+                }
+                if let Some(before_exec) = before_exec {
                     before_exec();
-                    Ok(())
-                });
-            }
+                }
+                Ok(())
+            });
         }
         let mut child = command.spawn().expect("tandem-vmm starts");
         // This process's copies of the streams go with the command.
