@@ -162,6 +162,31 @@ fn zeros_are_bytes_to_the_limit() {
     }
 }
 
+/// A ring that the kernel takes nothing from any more: all is done one after the other from then on.
+#[test]
+fn a_ring_that_is_none_any_more_is_done_without() {
+    use std::os::fd::AsRawFd;
+
+    let mut fixture = Fixture::new(Engine::Async);
+    assert_eq!(fixture.request(0, 3, 512, true), 0);
+    let event = |block: &mut dyn VirtioDevice| block.host_event().unwrap().as_raw_fd();
+    let ring = event(fixture.worker.lock().device());
+    let no_ring = File::open("/dev/null").unwrap();
+    // SAFETY: the device's descriptor stays open, and is another file's.
+    assert!(unsafe { libc::dup2(no_ring.as_raw_fd(), ring) } >= 0);
+    for sector in [5, 6] {
+        assert_eq!(fixture.request(0, sector, 512, true), 0);
+        assert_eq!(fixture.data(0, 512), [sector as u8; 512]);
+    }
+    assert_eq!(fixture.request(1, 7, 512, false), 0);
+    assert_eq!(fixture.request(4, 0, 0, false), 0);
+    assert_eq!(fixture.sector(7), [6; 512]);
+    fixture.set_data(0, &range(30, 2, 0));
+    assert_eq!(fixture.request(13, 0, 16, false), 0);
+    assert_eq!(fixture.sector(31), [0; 512]);
+    assert_eq!(fixture.counter("errors"), 0);
+}
+
 #[test]
 fn nothing_is_under_way_after_a_reset() {
     for _ in 0..50 {
