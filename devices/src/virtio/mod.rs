@@ -17,9 +17,10 @@
 //! | [`rng`]       | entropy device (5.4)                                                      |
 //! | [`vsock`]     | socket device (5.10)                                                      |
 //!
-//! A [`VirtioDevice`] does not know its transport: it gets [`Ring`]s and an [`Interrupt`] when the driver is ready, and
-//! is asked to process a queue when the driver has kicked it, and its host side when the host has something for it. A guest that breaks the rules is told so by
-//! `DEVICE_NEEDS_RESET` (2.1.2), and nothing more happens until it resets the device.
+//! A [`VirtioDevice`] does not know its transport: it gets [`Ring`]s and an [`Interrupt`] when the driver is ready, is
+//! asked to process a queue when the driver has kicked it, and to look at its host side when the host has something for
+//! it. A guest that breaks the rules is told so by `DEVICE_NEEDS_RESET` (2.1.2), and nothing more happens until it resets
+//! the device.
 //!
 //! Lock order: a transport's state, then the worker, then what is inside an [`Interrupt`].
 
