@@ -36,7 +36,8 @@ pub fn patience() -> Duration {
     if in_emulated_lab() {
         Duration::from_secs(180)
     } else {
-        Duration::from_secs(30)
+        // A software KVM emulates some guests instruction by instruction, and tests run side by side.
+        Duration::from_secs(120)
     }
 }
 
