@@ -162,7 +162,17 @@ impl Net {
         {
             self.lose(&error);
         }
-        self.send(pair)
+        let progress = self.send(pair)?;
+        if progress == Progress::More
+            && let Some(active) = &mut self.active
+            && let Some(Some(tx)) = active.tx.get_mut(pair)
+        {
+            // The next turn of this side looks at what the host tells, and no further: that there is room. The driver has not
+            // been asked for a kick, so nothing else would have the rest sent.
+            tx.blocked = true;
+            self.wait_for(pair);
+        }
+        Ok(progress)
     }
 
     /// Carries out commands of the control queue.
