@@ -221,6 +221,18 @@ impl Ring {
             .map_err(Broken::ring)
     }
 
+    /// Takes the next chain, as [`pop`](Self::pop) does. Where there is none, the driver has been asked for a kick.
+    ///
+    /// # Errors
+    /// Those of [`pop`](Self::pop).
+    pub fn pop_or_ask(&mut self, buffers: &mut Vec<Buffer>) -> Result<Option<u16>, Broken> {
+        match self.pop(buffers)? {
+            // Something came meanwhile. Only a driver that takes back what it has offered leaves nothing here.
+            None if self.ask_for_kick()? => self.pop(buffers),
+            head => Ok(head),
+        }
+    }
+
     /// Its position.
     pub fn save(&self) -> RingState {
         RingState {
@@ -337,6 +349,22 @@ mod tests {
         let driver = Driver::new();
         driver.set_available(9);
         assert!(pop(&driver).is_err(), "more than the ring holds");
+    }
+
+    #[test]
+    fn where_there_is_no_chain_the_driver_is_asked_for_a_kick() {
+        let driver = Driver::new();
+        driver.descriptor(0, 0x8000, 1, WRITE, 0);
+        driver.offer(&[0]);
+        let (mut ring, mut buffers) = (driver.ring(), Vec::new());
+        let avail_event = || -> u16 {
+            let at = GuestAddress(Driver::setup().areas[2] + 4 + 8 * 8);
+            driver.memory.read_obj(at).unwrap()
+        };
+        assert_eq!(ring.pop_or_ask(&mut buffers), Ok(Some(0)));
+        assert_eq!(avail_event(), 0);
+        assert_eq!(ring.pop_or_ask(&mut buffers), Ok(None));
+        assert_eq!(avail_event(), 1);
     }
 
     #[test]

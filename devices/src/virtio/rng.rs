@@ -95,12 +95,9 @@ impl VirtioDevice for Entropy {
                 self.counts.throttled += 1;
                 break;
             }
-            let Some(head) = ring.pop(&mut self.buffers)? else {
-                if !ring.ask_for_kick()? {
-                    progress = Progress::Done;
-                    break;
-                }
-                continue;
+            let Some(head) = ring.pop_or_ask(&mut self.buffers)? else {
+                progress = Progress::Done;
+                break;
             };
             let len = fill(&active.memory, &self.buffers, &self.limit)?;
             self.limiter.charge(len.into());

@@ -147,9 +147,8 @@ impl Active {
         for _ in 0..PIECES_A_TURN {
             let mut work = match queue.work.take() {
                 Some(work) => work,
-                None => match queue.ring.pop(&mut queue.buffers)? {
+                None => match queue.ring.pop_or_ask(&mut queue.buffers)? {
                     Some(head) => Work { head, done: 0 },
-                    None if queue.ring.ask_for_kick()? => continue,
                     None => {
                         progress = Progress::Done;
                         break;
@@ -183,10 +182,7 @@ impl Active {
         };
         let mut progress = Progress::More;
         for _ in 0..PIECES_A_TURN {
-            let Some(head) = queue.ring.pop(&mut queue.buffers)? else {
-                if queue.ring.ask_for_kick()? {
-                    continue;
-                }
+            let Some(head) = queue.ring.pop_or_ask(&mut queue.buffers)? else {
                 progress = Progress::Done;
                 break;
             };

@@ -48,10 +48,7 @@ impl Block {
                 return Ok(Progress::Done);
             };
             let (job, buffers) = self.work.job(slot);
-            let Some(head) = queue.ring.pop(buffers)? else {
-                if queue.ring.ask_for_kick()? {
-                    continue;
-                }
+            let Some(head) = queue.ring.pop_or_ask(buffers)? else {
                 return Ok(Progress::Done);
             };
             let memory = &active.activation.memory;

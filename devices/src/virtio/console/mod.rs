@@ -23,6 +23,7 @@ use super::{
 };
 use crate::legacy::serial::Output;
 use crate::limit::LogLimit;
+use crate::pci::read_bytes;
 pub use input::Input;
 
 /// Feature bits (5.3.3), with those that all devices have.
@@ -143,10 +144,7 @@ impl Console {
                 progress = Progress::Done;
                 break;
             }
-            let Some(head) = ring.pop(&mut self.buffers)? else {
-                if ring.ask_for_kick()? {
-                    continue;
-                }
+            let Some(head) = ring.pop_or_ask(&mut self.buffers)? else {
                 progress = Progress::Done;
                 break;
             };
@@ -193,10 +191,7 @@ impl Console {
                 progress = Progress::Done;
                 break;
             }
-            let Some(head) = ring.pop(&mut self.buffers)? else {
-                if ring.ask_for_kick()? {
-                    continue;
-                }
+            let Some(head) = ring.pop_or_ask(&mut self.buffers)? else {
                 progress = Progress::Done;
                 break;
             };
@@ -241,11 +236,8 @@ impl VirtioDevice for Console {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let config = self.config();
-        let bytes = usize::try_from(offset).ok().and_then(|at| config.get(at..));
-        for (slot, byte) in data.iter_mut().zip(bytes.unwrap_or_default()) {
-            *slot = *byte;
-        }
+        let offset = offset.try_into().unwrap_or(usize::MAX);
+        read_bytes(&self.config(), offset, data);
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {

@@ -71,13 +71,8 @@ impl Tx {
         pair: usize,
     ) -> Result<Sent, Broken> {
         self.blocked = false;
-        let head = loop {
-            if let Some(head) = self.ring.pop(&mut self.buffers)? {
-                break head;
-            }
-            if !self.ring.ask_for_kick()? {
-                return Ok(Sent::Nothing);
-            }
+        let Some(head) = self.ring.pop_or_ask(&mut self.buffers)? else {
+            return Ok(Sent::Nothing);
         };
         let readable = self.buffers.partition_point(|buffer| !buffer.writable);
         let readable = self.buffers.get(..readable).unwrap_or_default();

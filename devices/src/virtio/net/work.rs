@@ -190,12 +190,9 @@ impl Net {
             let Some(ring) = &mut active.control else {
                 return Ok(Progress::Done);
             };
-            let Some(head) = ring.pop(&mut active.buffers)? else {
-                if !ring.ask_for_kick()? {
-                    progress = Progress::Done;
-                    break;
-                }
-                continue;
+            let Some(head) = ring.pop_or_ask(&mut active.buffers)? else {
+                progress = Progress::Done;
+                break;
             };
             let (mut readable, _) = chain::split(&active.memory, &active.buffers);
             let len = readable.len().min(control::LONGEST as u64) as usize;

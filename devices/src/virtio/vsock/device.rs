@@ -91,10 +91,7 @@ impl Vsock {
             if bytes >= BYTES_A_TURN {
                 return Ok(true);
             }
-            let Some(head) = active.tx.pop(&mut active.buffers)? else {
-                if active.tx.ask_for_kick()? {
-                    continue;
-                }
+            let Some(head) = active.tx.pop_or_ask(&mut active.buffers)? else {
                 return Ok(false);
             };
             let (mut readable, writable) = chain::split(&active.memory, &active.buffers);
