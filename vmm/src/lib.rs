@@ -39,3 +39,4 @@ pub mod run;
 pub mod timeline;
 
 mod kick;
+mod kvm;

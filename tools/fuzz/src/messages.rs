@@ -10,7 +10,7 @@ thread_local! {
     static COUNT: Cell<u32> = const { Cell::new(0) };
 }
 
-/// Messages that one run may cause: some sites, each with its limit of 20 and a line that says so.
+/// Messages that the devices of one run may cause: some sites, each with its limit of 20 and a line that says so.
 const MOST: u32 = 400;
 
 struct Counting;
@@ -40,6 +40,15 @@ pub fn begin() {
             log::set_max_level(LevelFilter::Info);
         }
     });
+    COUNT.set(0);
+}
+
+/// A device was put in the place of another, and its limits of messages begin anew.
+///
+/// # Panics
+/// There were too many messages before that.
+pub fn anew() {
+    end();
     COUNT.set(0);
 }
 

@@ -9,6 +9,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use crate::balloon::Pages;
 use crate::driver::Driver;
 use crate::memory;
+use crate::messages;
 use crate::seeds::Reached;
 use crate::session::Rig;
 
@@ -68,6 +69,7 @@ impl Board {
     /// Another device takes this one's place, as after a restore.
     pub fn replace_device(&mut self) {
         self.note_counters();
+        messages::anew();
         let memory = self.memory.clone();
         let next = Self::new(self.kind, Driver::new(memory.clone()), memory);
         (self.worker, self.kicks) = (next.worker, next.kicks);

@@ -294,7 +294,7 @@ fn check_capabilities(kvm: &Kvm, vcpus: u8) -> Result<(), BuildError> {
 }
 
 fn create_vm(kvm: &Kvm, memory: &GuestMemory, track_dirty: bool) -> Result<VmFd, BuildError> {
-    let vm = kvm.create_vm().map_err(kvm_error("create a VM"))?;
+    let vm = crate::kvm::create_vm(kvm).map_err(kvm_error("create a VM"))?;
     // Memory first: once the VM has interrupt controllers, giving it memory waits for an RCU grace period (milliseconds).
     for (slot, region) in memory.iter().enumerate() {
         let address = region

@@ -20,7 +20,7 @@ use super::guest::{self, Program};
 use super::signal;
 use super::vcpu::Vcpu;
 use super::{Check, Failure, Outcome};
-use crate::kick;
+use crate::{kick, kvm};
 
 /// How often, and how many times, a vCPU that is out of time is told to stop.
 const KICK_INTERVAL: Duration = Duration::from_millis(20);
@@ -139,9 +139,7 @@ fn millis(time: Duration) -> u64 {
 
 impl Vm {
     fn new(kvm: &Kvm) -> Result<Self, Failure> {
-        let fd = kvm
-            .create_vm()
-            .map_err(|error| system("KVM_CREATE_VM", error))?;
+        let fd = kvm::create_vm(kvm).map_err(|error| system("KVM_CREATE_VM", error))?;
         let memory = MmapRegion::new(guest::MEMORY_SIZE).map_err(|_| Failure::System {
             what: "mapping the guest's memory".to_owned(),
             errno: libc::ENOMEM,
