@@ -6,3 +6,6 @@
 
 pub mod config;
 pub mod http;
+
+/// The OpenAPI document of the control socket, in YAML (`resources/openapi.yaml`).
+pub const OPENAPI: &str = include_str!("../../resources/openapi.yaml");

@@ -1,5 +1,6 @@
 //! The commands, one module each. A command is a struct of its arguments with `run`.
 
+mod api;
 mod doctor;
 mod timeline;
 
@@ -9,6 +10,7 @@ use std::process::ExitCode;
 #[derive(Debug, clap::Subcommand)]
 pub enum Command {
     // No doc comments on the variants: they would hide the longer ones of the arguments' structs.
+    Api(api::Api),
     Doctor(doctor::Doctor),
     Timeline(timeline::Timeline),
 }
@@ -17,6 +19,7 @@ impl Command {
     /// Runs it to the exit code.
     pub fn run(self) -> ExitCode {
         match self {
+            Self::Api(api) => api.run(),
             Self::Doctor(doctor) => doctor.run(),
             Self::Timeline(timeline) => timeline.run(),
         }
