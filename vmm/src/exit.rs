@@ -4,12 +4,13 @@
 //! |------|----------------------------------------------------------------------------------|
 //! | 0    | the guest switched itself off, of its own will or when the power button was pressed |
 //! | 1    | the host could not set up or run the machine                                      |
-//! | 64   | the guest reset itself (`reboot`)                                                 |
+//! | 64   | the guest reset itself (`reboot`), or a request over the control socket did         |
 //! | 65   | the guest's kernel panicked, or restarted in an emergency                         |
 //! | 66   | triple fault                                                                      |
 //! | 67   | KVM could not go on (`KVM_EXIT_INTERNAL_ERROR`, `KVM_EXIT_FAIL_ENTRY`)            |
 //! | 68   | a vCPU was lost: `KVM_RUN` failed, or its thread ended                            |
 //! | 69   | the devices were lost: their thread cannot go on                                  |
+//! | 70   | a request over the control socket stopped the machine                              |
 //! | 129, 130, 131, 143 | stopped by SIGHUP, SIGINT, SIGQUIT, SIGTERM without waiting for the guest any longer |
 //! | 134  | the VM process found itself broken and gave up (a bug: SIGABRT)                   |
 //! | 152  | the configuration is not valid                                                    |
@@ -63,6 +64,10 @@ pub enum ExitReason {
         /// What happened to it.
         detail: String,
     },
+    /// A request asked for a reset.
+    ResetByRequest,
+    /// A request asked for the end at once.
+    StoppedByRequest,
     /// A signal asked for the end and the guest did not switch itself off in time.
     Stopped {
         /// Number of the signal.
@@ -85,12 +90,13 @@ impl ExitReason {
     pub fn code(&self) -> u8 {
         match self {
             Self::PowerOff => 0,
-            Self::Reset => 64,
+            Self::Reset | Self::ResetByRequest => 64,
             Self::Panic(_) => 65,
             Self::TripleFault { .. } => 66,
             Self::InternalError { .. } => 67,
             Self::VcpuLost { .. } => 68,
             Self::DevicesLost { .. } => 69,
+            Self::StoppedByRequest => 70,
             // Signal numbers are below 128.
             Self::Stopped { signal } => 128_u8.saturating_add(*signal as u8),
         }
@@ -112,6 +118,8 @@ impl fmt::Display for ExitReason {
             }
             Self::VcpuLost { vcpu, detail } => write!(f, "vCPU {vcpu} was lost: {detail}"),
             Self::DevicesLost { detail } => write!(f, "the devices were lost: {detail}"),
+            Self::ResetByRequest => f.write_str("reset by a request over the control socket"),
+            Self::StoppedByRequest => f.write_str("stopped by a request over the control socket"),
             Self::Stopped { signal } => {
                 write!(
                     f,
@@ -144,6 +152,7 @@ mod tests {
             ExitReason::DevicesLost {
                 detail: String::new(),
             },
+            ExitReason::StoppedByRequest,
             ExitReason::Stopped {
                 signal: libc::SIGINT,
             },
@@ -152,10 +161,10 @@ mod tests {
             },
         ];
         let mut codes: Vec<u8> = ways.iter().map(ExitReason::code).collect();
-        assert_eq!(codes, [0, 64, 65, 66, 67, 68, 69, 130, 143]);
+        assert_eq!(codes, [0, 64, 65, 66, 67, 68, 69, 70, 130, 143]);
         codes.extend([HOST_ERROR, BAD_CONFIGURATION, BAD_ARGUMENTS]);
         codes.sort_unstable();
         codes.dedup();
-        assert_eq!(codes.len(), 12);
+        assert_eq!(codes.len(), 13);
     }
 }

@@ -16,7 +16,10 @@
 //! | [`firmware`]| what firmware leaves in low memory: page tables, reset vector                   |
 //! | [`console`] | the other end of serial port and virtio console: terminal, pipe or file        |
 //! | [`machine`] | building a machine and running it: vCPU threads, pause, stop                   |
-//! | [`run`]     | the main thread's event loop: signals, input, the machine's end                |
+//! | [`request`] | what can be asked of a VM process, and what it answers                         |
+//! | [`control`] | the VM's owner: put together before the start, asked and changed from then on  |
+//! | [`events`]  | what happens to a VM, told to whoever listens                                  |
+//! | [`run`]     | the main thread's event loop: signals, requests, input, the machine's end      |
 //! | [`timeline`]| when each phase of a boot was reached, in wall and CPU time                    |
 //! | [`exit`]    | how a machine can end, with the exit code of each way                          |
 //! | [`probe`]   | what this host's KVM can do, found by running a probe guest                    |
@@ -27,7 +30,9 @@ pub mod acpi;
 pub mod bzimage;
 pub mod config;
 pub mod console;
+pub mod control;
 pub mod cpu;
+pub mod events;
 pub mod exit;
 pub mod firmware;
 pub mod kernel;
@@ -35,6 +40,7 @@ pub mod layout;
 pub mod machine;
 pub mod memory;
 pub mod probe;
+pub mod request;
 pub mod run;
 pub mod timeline;
 

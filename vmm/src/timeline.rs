@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use crate::events::{Bus, Event, Listener};
 use crate::exit::ExitReason;
 
 /// A phase of a boot that was reached.
@@ -16,6 +17,8 @@ use crate::exit::ExitReason;
 pub enum Phase {
     /// The process runs its first own instructions.
     ProcessStart,
+    /// Requests are taken on the control socket.
+    ApiReady,
     /// The configuration is read and valid.
     ConfigComplete,
     /// Guest memory is mapped.
@@ -41,6 +44,7 @@ impl Phase {
     pub fn name(self) -> &'static str {
         match self {
             Self::ProcessStart => "process_start",
+            Self::ApiReady => "api_ready",
             Self::ConfigComplete => "config_complete",
             Self::MemoryReady => "memory_ready",
             Self::KernelLoaded => "kernel_loaded",
@@ -136,6 +140,7 @@ pub struct Timeline {
     before_start_us: u64,
     launch: Launch,
     marks: Mutex<Vec<Mark>>,
+    events: Bus,
 }
 
 impl Timeline {
@@ -151,6 +156,7 @@ impl Timeline {
             launch,
             // All phases of a small machine fit.
             marks: Mutex::new(Vec::with_capacity(16)),
+            events: Bus::default(),
         };
         timeline.note(Phase::ProcessStart, None, before_start_us, start.cpu_us);
         timeline
@@ -167,11 +173,10 @@ impl Timeline {
     }
 
     fn mark_now(&self, phase: Phase, device: Option<&str>) {
-        let wall_us = self.before_start_us + self.start.elapsed().as_micros() as u64;
         self.note(
             phase,
             device,
-            wall_us,
+            self.now_us(),
             clock_us(libc::CLOCK_PROCESS_CPUTIME_ID),
         );
     }
@@ -185,15 +190,39 @@ impl Timeline {
         if marks.iter().any(is_this) {
             return;
         }
-        marks.push(Mark {
+        let mark = Mark {
             phase,
             device: device.map(str::to_owned),
             wall_us,
             cpu_us,
-        });
+        };
+        self.events.tell(&Event::Mark(mark.clone()));
+        marks.push(mark);
         drop(marks);
         let of = device.map(|name| format!(" of {name}")).unwrap_or_default();
         log::info!("{}{of}: {wall_us} us wall, {cpu_us} us CPU", phase.name());
+    }
+
+    /// Microseconds since the start, as in a mark.
+    pub fn now_us(&self) -> u64 {
+        self.before_start_us + self.start.elapsed().as_micros() as u64
+    }
+
+    /// Where its marks are told, and whatever else happens to the VM.
+    pub fn events(&self) -> &Bus {
+        &self.events
+    }
+
+    /// Has `listener` hear of all marks, first of those that were reached before, and of all else from now on.
+    pub fn listen(&self, mut listener: Listener) {
+        // Nothing is marked meanwhile.
+        let marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
+        let stays = marks
+            .iter()
+            .all(|mark| listener(&Event::Mark(mark.clone())));
+        if stays {
+            self.events.add(listener);
+        }
     }
 
     /// The marks so far, in the order in which they were reached.

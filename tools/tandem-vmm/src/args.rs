@@ -34,8 +34,8 @@ Exit codes:
 )]
 pub struct Args {
     /// Configuration of the machine (JSON)
-    #[arg(long, value_name = "PATH")]
-    pub config_file: PathBuf,
+    #[arg(long, value_name = "PATH", required = true)]
+    pub config_file: Option<PathBuf>,
 
     /// Name of the machine, for the log: 1 to 64 letters, digits and hyphens
     #[arg(long, default_value = "anonymous-instance", value_parser = instance_id)]

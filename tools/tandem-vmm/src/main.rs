@@ -48,7 +48,7 @@ fn main() -> ExitCode {
             ExitCode::from(reason.code())
         }
         Err(failure) => {
-            say(&session::OneLine(&failure));
+            say(&vmm::control::in_one_line(&failure));
             ExitCode::from(failure.exit_code())
         }
     }

@@ -1,19 +1,17 @@
 //! From arguments to the guest's end.
 
-use std::error::Error;
-use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use api_server::config::{self, DocumentError, MAX_BYTES};
 use vmm::config::{LoggerConfig, VmConfig};
-use vmm::console::{Output, append_to, terminal_size};
+use vmm::control::{Reload, Setup, StartError, Vmm, in_one_line};
 use vmm::exit::{self, ExitReason};
-use vmm::machine::{BuildError, Host, MachineBuilder};
-use vmm::run::{self, Options, RunError};
+use vmm::machine::Host;
+use vmm::run::{self, RunError};
 use vmm::timeline::{Launch, Report, Start, Timeline};
 
 use crate::args::Args;
@@ -38,14 +36,12 @@ pub enum Failure {
         /// What the host said.
         source: io::Error,
     },
-    /// Standard output is closed.
-    #[error(
-        "cannot use standard output for the guest's console; set serial.serial_out_path, and console.output_path if there is a console"
-    )]
-    Stdout(#[source] io::Error),
-    /// The machine cannot be built.
+    /// The signals are somebody else's.
+    #[error("cannot take over the signals")]
+    Signals(#[source] io::Error),
+    /// The machine cannot be started.
     #[error(transparent)]
-    Build(#[from] BuildError),
+    Start(#[from] StartError),
     /// The machine cannot be run.
     #[error(transparent)]
     Run(#[from] RunError),
@@ -58,32 +54,9 @@ impl Failure {
             Self::ReadConfig(..) | Self::Config(..) | Self::Output { .. } => {
                 exit::BAD_CONFIGURATION
             }
-            Self::Build(error) => error.exit_code(),
-            Self::Stdout(_) | Self::Run(_) => exit::HOST_ERROR,
+            Self::Start(error) => error.exit_code(),
+            Self::Signals(_) | Self::Run(_) => exit::HOST_ERROR,
         }
-    }
-}
-
-/// A failure with all its causes, in one line.
-pub struct OneLine<'a>(pub &'a Failure);
-
-impl fmt::Display for OneLine<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let mut text = self.0.to_string();
-        let mut cause = self.0.source();
-        while let Some(error) = cause {
-            text += &format!(": {error}");
-            cause = error.source();
-        }
-        // A path may have a line feed in it.
-        for character in text.chars() {
-            if character.is_control() {
-                write!(f, "{}", character.escape_default())?;
-            } else {
-                write!(f, "{character}")?;
-            }
-        }
-        Ok(())
     }
 }
 
@@ -92,8 +65,9 @@ impl fmt::Display for OneLine<'_> {
 /// # Errors
 /// [`Failure`]; there is no guest then.
 pub fn run(args: &Args, start: Start) -> Result<ExitReason, Failure> {
-    let config = read_config(&args.config_file)?;
-    start_log(args, config.logger.as_ref())?;
+    let config = args.config_file.as_deref().map(read_config).transpose()?;
+    let logger = config.as_ref().and_then(|config| config.logger.as_ref());
+    start_log(args, logger)?;
     allow_descriptors();
     let launch = Launch {
         start_time_us: args.start_time_us,
@@ -104,46 +78,13 @@ pub fn run(args: &Args, start: Start) -> Result<ExitReason, Failure> {
     // Opened now: a guest that ran for days shall not end with "cannot write". What is there stays until there is more to say.
     let timeline_file = args.boot_timeline.as_deref().map(open_report).transpose()?;
 
-    let metrics = config.metrics.as_ref().map(|metrics| {
-        let path = metrics.metrics_path.as_path();
-        append_to(path).map_err(unwritable("metrics.metrics_path", path))
-    });
-    let metrics = metrics.transpose()?;
-    let output = Output::new(match config.serial_path() {
-        Some(path) => Output::file(path).map_err(unwritable("serial.serial_out_path", path))?,
-        None => Output::stdout().map_err(Failure::Stdout)?,
-    });
-    // What goes to standard output goes through one thread.
-    let console = match (&config.console, config.console_path()) {
-        (Some(_), Some(path)) => {
-            Some(Output::file(path).map_err(unwritable("console.output_path", path))?)
-        }
-        (Some(_), None) if config.serial_path().is_some() => {
-            Some(Output::stdout().map_err(Failure::Stdout)?)
-        }
-        _ => None,
-    };
-    let console = console.map(Output::new);
-    let size = terminal_size().filter(|_| config.console_has_input());
-    let host = Host {
-        kernel_cache: args.kernel_cache(),
-        boot_timer: args.boot_timer || args.boot_timeline.is_some(),
-    };
-    let machine = MachineBuilder::new(&config, &host, timeline.clone())
-        .console(console.as_ref().unwrap_or(&output), size)
-        .build(&output)?;
-    let config_file = args.config_file.clone();
-    let options = Options {
-        grace: args.stop_timeout,
-        input: config.serial_has_input() || config.console_has_input(),
-        console,
-        reload: Box::new(move || {
-            read_config(&config_file).map_err(|failure| OneLine(&failure).to_string())
-        }),
-        config,
-        metrics,
-    };
-    let reason = run::run(machine, output, options)?;
+    let vmm = Vmm::new(setup(args, timeline.clone())).map_err(Failure::Signals)?;
+    let vmm = Arc::new(Mutex::new(vmm));
+    if let Some(config) = config {
+        let mut vmm = vmm.lock().unwrap_or_else(PoisonError::into_inner);
+        vmm.start(config)?;
+    }
+    let reason = run::run(&vmm, Vec::new())?;
     if let (Some(file), Some(path)) = (timeline_file, &args.boot_timeline) {
         // The guest's end is what counts; a full disk does not change how it ended.
         if let Err(error) = report::write(file, &Report::new(&args.id, &reason, &timeline)) {
@@ -154,6 +95,26 @@ pub fn run(args: &Args, start: Start) -> Result<ExitReason, Failure> {
         }
     }
     Ok(reason)
+}
+
+/// What the VM has of this process.
+fn setup(args: &Args, timeline: Arc<Timeline>) -> Setup {
+    let reload = args.config_file.clone().map(|path| -> Reload {
+        Box::new(move || read_config(&path).map_err(|failure| in_one_line(&failure)))
+    });
+    Setup {
+        app_name: "Tandem",
+        version: env!("CARGO_PKG_VERSION").into(),
+        id: args.id.clone(),
+        host: Host {
+            kernel_cache: args.kernel_cache(),
+            boot_timer: args.boot_timer || args.boot_timeline.is_some(),
+        },
+        grace: args.stop_timeout,
+        timeline,
+        configure_log: Box::new(|_| Err("logger: cannot be changed yet".into())),
+        reload,
+    }
 }
 
 /// Takes as many descriptors as this process may have. A shell gives 1024 for the sake of programs that use select(2); vsock

@@ -12,6 +12,7 @@ mod entropy;
 mod machine_config;
 mod network_interfaces;
 mod output;
+pub mod patch;
 mod unsupported;
 mod vsock;
 
@@ -175,6 +176,17 @@ impl VmConfig {
     /// Checks every value that its type leaves open, without touching a file.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.boot_source.validate()?;
+        self.validate_so_far()?;
+        drives::validate(&self.drives, self.machine_config.vcpu_count)?;
+        network_interfaces::validate(&self.network_interfaces, self.machine_config.vcpu_count)
+    }
+
+    /// The same for a configuration that is being put together: there may be nothing to boot yet, and the number of vCPUs
+    /// may still grow.
+    pub(crate) fn validate_so_far(&self) -> Result<(), ConfigError> {
+        if !self.boot_source.kernel_image_path.as_os_str().is_empty() {
+            self.boot_source.validate()?;
+        }
         self.machine_config.validate()?;
         if let Some(balloon) = &self.balloon {
             balloon.validate(&self.machine_config)?;
@@ -182,8 +194,8 @@ impl VmConfig {
         if let Some(vsock) = &self.vsock {
             vsock.validate()?;
         }
-        drives::validate(&self.drives, self.machine_config.vcpu_count)?;
-        network_interfaces::validate(&self.network_interfaces, self.machine_config.vcpu_count)?;
+        drives::validate(&self.drives, MAX_VCPUS)?;
+        network_interfaces::validate(&self.network_interfaces, MAX_VCPUS)?;
         boot_source::check_length(&self.command_line())
     }
 

@@ -26,12 +26,20 @@ struct State {
     reason: Option<ExitReason>,
 }
 
+impl State {
+    fn is_still(&self) -> bool {
+        self.position == Position::Closed && self.parked >= self.threads
+    }
+}
+
 /// The gate that every vCPU thread passes before it runs the guest.
 #[derive(Debug)]
 pub struct Gate {
     state: Mutex<State>,
     moved: Condvar,
     parked: Condvar,
+    /// Signalled when nothing runs at a closed gate.
+    still: EventFd,
     ended: EventFd,
 }
 
@@ -62,6 +70,7 @@ impl Gate {
             }),
             moved: Condvar::new(),
             parked: Condvar::new(),
+            still: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
             ended: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?,
         })
     }
@@ -77,8 +86,19 @@ impl Gate {
 
     /// Counts a thread out.
     pub fn leave(&self) {
-        self.lock().threads -= 1;
+        let mut state = self.lock();
+        state.threads -= 1;
+        self.tell_if_still(&state);
+    }
+
+    /// After a thread has parked or gone.
+    fn tell_if_still(&self, state: &State) {
         self.parked.notify_all();
+        if state.is_still()
+            && let Err(error) = self.still.write(1)
+        {
+            log::error!("cannot tell that the machine stands still: {error}");
+        }
     }
 
     /// Waits until the gate is open or shut.
@@ -98,7 +118,7 @@ impl Gate {
         while state.position == Position::Closed {
             waited = true;
             state.parked += 1;
-            self.parked.notify_all();
+            self.tell_if_still(&state);
             state = self
                 .moved
                 .wait(state)
@@ -143,6 +163,16 @@ impl Gate {
                 state.parked < state.threads && state.position == Position::Closed
             })
             .unwrap_or_else(PoisonError::into_inner);
+    }
+
+    /// Whether the gate is closed and no thread runs the guest.
+    pub fn is_still(&self) -> bool {
+        self.lock().is_still()
+    }
+
+    /// Becomes readable when that is so; it may be so no longer.
+    pub fn still(&self) -> &EventFd {
+        &self.still
     }
 
     /// Notes why the machine is over, if it is not over yet, and tells whoever waits for that.
@@ -199,6 +229,8 @@ mod tests {
         for _ in 0..20 {
             gate.close();
             gate.wait_until_parked();
+            assert!(gate.is_still());
+            assert!(gate.still().read().is_ok());
             let before = rounds.load(Ordering::SeqCst);
             thread::yield_now();
             assert_eq!(rounds.load(Ordering::SeqCst), before);

@@ -37,7 +37,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use devices::acpi::EventRegister;
 use devices::legacy::serial::Serial;
@@ -54,12 +54,11 @@ pub use builder::{Host, MachineBuilder};
 pub use changes::{Changes, changes};
 pub use error::BuildError;
 use io_thread::{IoDevice, IoThread};
+pub(crate) use specs::net_name;
 use vcpu::{Shared, Vcpu};
 
-/// How long a device may be busy with something else before it is not changed.
-const UPDATE_PATIENCE: Duration = Duration::from_secs(2);
-/// The same before its counters are left out.
-const COUNTERS_PATIENCE: Duration = Duration::from_millis(200);
+/// How long devices that are busy with something else may take, all together, before their counters are left out.
+const COUNTERS_PATIENCE: Duration = Duration::from_millis(20);
 
 /// A virtio device that is part of a machine.
 struct Attached {
@@ -158,6 +157,23 @@ impl Machine {
         self.shared.gate.wait_until_parked();
     }
 
+    /// The same without waiting: [`still`](Self::still) becomes readable when nothing runs, and [`is_still`](Self::is_still)
+    /// tells whether that is so.
+    pub fn begin_pause(&self) {
+        self.shared.gate.close();
+        self.kick();
+    }
+
+    /// Whether a pause is complete: nothing runs.
+    pub fn is_still(&self) -> bool {
+        self.shared.gate.is_still()
+    }
+
+    /// Becomes readable when a pause is complete; it may have been ended since.
+    pub fn still(&self) -> &EventFd {
+        self.shared.gate.still()
+    }
+
     /// Lets paused vCPUs run on.
     pub fn resume(&self) {
         self.shared.gate.open();
@@ -213,20 +229,23 @@ impl Machine {
         &self.shared.timeline
     }
 
-    /// Changes the device of that name.
+    /// Changes the device of that name. `None` where it was busy with something else for as long as `patience`: this is
+    /// the thread that answers requests and signals, and it does not wait for a disk that does not answer.
     ///
     /// # Errors
     /// [`UpdateError`]; nothing has changed.
-    pub fn update(&self, name: &str, update: &Update) -> Result<(), UpdateError> {
+    pub fn update(
+        &self,
+        name: &str,
+        update: &Update,
+        patience: Duration,
+    ) -> Option<Result<(), UpdateError>> {
         let device = self.attached.iter().find(|device| device.name == name);
-        let device = device.ok_or_else(|| {
-            UpdateError::Refused(format!("there is no device {name} in this machine"))
-        })?;
-        // This is the thread that answers signals: it does not wait for a disk that does not answer.
-        let Some(mut worker) = device.worker.lock_within(UPDATE_PATIENCE) else {
-            let busy = "it is busy with a request that its host does not finish; try again later";
-            return Err(UpdateError::Refused(busy.into()));
+        let Some(device) = device else {
+            let unknown = format!("there is no device {name} in this machine");
+            return Some(Err(UpdateError::Refused(unknown)));
         };
+        let mut worker = device.worker.lock_within(patience)?;
         let result = worker.device().update(update);
         drop(worker);
         // What the old limits held up may go on now; and whatever came of it, completions may have been taken meanwhile.
@@ -234,13 +253,15 @@ impl Machine {
             // It fails only after 2^64 of them.
             let _ = kick.write(1);
         }
-        result
+        Some(result)
     }
 
     /// What each virtio device has done so far, by its name. One that is busy with something long is left out.
     pub fn counters(&self) -> Vec<(&str, Counters)> {
+        let deadline = Instant::now() + COUNTERS_PATIENCE;
         let of = |device: &Attached| {
-            let mut worker = device.worker.lock_within(COUNTERS_PATIENCE)?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            let mut worker = device.worker.lock_within(left)?;
             Some(worker.device().counters())
         };
         let all = self.attached.iter();

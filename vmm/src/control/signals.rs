@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use vmm_sys_util::signal::{block_signal, create_sigset};
 
 /// Signals that ask for the end. Those that this process was started to ignore stay ignored: `nohup`, and a shell's `&`.
-const ENDING: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
+pub const ENDING: [libc::c_int; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
 
 /// Signals that are asked for something else: that a terminal is there again or has another size, a new look at the
 /// configuration, a line of metrics.
