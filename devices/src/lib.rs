@@ -10,6 +10,7 @@
 //! | [`bus`]    | address ranges to devices, for port I/O and for MMIO                     |
 //! | [`acpi`]   | sleep and reset registers, the Generic Event Device's register           |
 //! | [`legacy`] | what a PC always had: serial port, i8042 reset, CMOS clock, debug ports  |
+//! | [`mmds`]   | the metadata service: a document that the guest reads over HTTP           |
 //! | [`pci`]    | host bridge, configuration space, MSI-X                                  |
 //! | [`virtio`] | virtio devices, and the transports that a guest's drivers find them by    |
 //! | [`limit`]  | a limit for log messages that a guest can cause                          |
@@ -29,5 +30,6 @@ pub mod utc;
 pub mod virtio;
 
 pub mod limit;
+pub mod mmds;
 
 pub use bus::{Action, Bus, BusDevice};

@@ -204,7 +204,7 @@ fn fill(memory: &Memory, buffers: &[Buffer], limit: &LogLimit) -> Result<u32, Br
 }
 
 /// Fills all of `bytes`, by the kernel's generator.
-pub(super) fn get_random(bytes: &mut [u8]) -> io::Result<()> {
+pub(crate) fn get_random(bytes: &mut [u8]) -> io::Result<()> {
     let mut done = 0;
     while let Some(rest) = bytes.get_mut(done..).filter(|rest| !rest.is_empty()) {
         // SAFETY: the kernel writes at most `rest.len()` bytes to `rest`.

@@ -14,7 +14,8 @@
 //! | `counts`     | what the device counts                                                        |
 //!
 //! The queues are those of 5.1.2: receive and transmit by turns for each pair, then control. Only the pairs that the
-//! driver has asked for are used. A link that breaks (the tap is deleted, passt ends) is reported as down; frames are
+//! driver has asked for are used. An interface that the metadata service ([`mmds`](crate::mmds)) is at has the frames for that
+//! taken out before the link. A link that breaks (the tap is deleted, passt ends) is reported as down; frames are
 //! dropped then, and a passt that comes back is found within a second or two.
 
 pub mod control;
@@ -34,6 +35,7 @@ pub mod vhost;
 mod work;
 
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Instant;
@@ -48,6 +50,7 @@ use super::{
     QueueReset, Ring, RingState, Update, UpdateError, VirtioDevice, feature as common, rng,
 };
 use crate::limit::LogLimit;
+use crate::mmds::{Mmds, Stack};
 use crate::pci::read_bytes;
 use counts::Counts;
 use link::Waiting;
@@ -105,6 +108,8 @@ pub struct Net {
     offered: u64,
     sizes: Vec<u16>,
     link: Link,
+    /// The metadata service, where this interface has it.
+    mmds: Option<Box<Stack>>,
     up: bool,
     paused: bool,
     errors_in_a_row: u32,
@@ -177,6 +182,7 @@ impl Net {
             offered,
             sizes,
             link,
+            mmds: None,
             up: true,
             errors_in_a_row: 0,
             waiting: Waiting::new(options.pairs)?,
@@ -189,6 +195,15 @@ impl Net {
             ready: Vec::new(),
             options,
         })
+    }
+
+    /// Puts the metadata service at `address` in front of the link. It must not be one that the host's kernel serves.
+    ///
+    /// # Errors
+    /// The kernel has no random bytes.
+    pub fn with_mmds(mut self, mmds: &Mmds, address: Ipv4Addr) -> io::Result<Self> {
+        self.mmds = Some(Box::new(Stack::new(mmds, address)?));
+        Ok(self)
     }
 
     /// The status field (5.1.4).
@@ -268,7 +283,7 @@ impl VirtioDevice for Net {
         } else {
             self.send_and_receive(usize::from(queue / 2))
         };
-        self.and_look_for_the_link(progress?)
+        Ok(self.and_what_takes_time(progress?))
     }
 
     fn take_kicks(&mut self, kicks: &Arc<[EventFd]>) {
@@ -315,7 +330,7 @@ impl VirtioDevice for Net {
             }
         }
         self.ready = ready;
-        self.and_look_for_the_link(progress)
+        Ok(self.and_what_takes_time(progress))
     }
 
     fn queue_reset(&mut self) -> Option<&mut dyn QueueReset> {
@@ -355,6 +370,9 @@ impl VirtioDevice for Net {
     fn reset(&mut self) {
         if let Link::Vhost(vhost) = &mut self.link {
             vhost.reset();
+        }
+        if let Some(mmds) = &mut self.mmds {
+            mmds.clear();
         }
         self.active = None;
         self.settle();

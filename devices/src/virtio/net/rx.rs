@@ -77,6 +77,8 @@ enum Source {
     Spare(usize),
     /// In passt's buffer, without a header.
     Passt(Range<usize>),
+    /// Here, without a header.
+    Own(Vec<u8>),
 }
 
 /// What came of an attempt to receive a frame.
@@ -170,6 +172,28 @@ impl Rx {
         {
             return Ok(result);
         }
+        Ok(self.place(memory, features, link)?)
+    }
+
+    /// Receives a frame that was made here. Nothing is held: [`holds`](Self::holds).
+    ///
+    /// # Errors
+    /// [`Failed`].
+    pub fn receive_own(
+        &mut self,
+        memory: &Memory,
+        features: u64,
+        link: &Link,
+        frame: Vec<u8>,
+    ) -> Result<Received, Failed> {
+        // Chains that are held out for a tap come after those of this frame.
+        self.put_back();
+        self.held = Some(Held {
+            total: header::LEN + frame.len(),
+            placed: 0,
+            source: Source::Own(frame),
+            since: Instant::now(),
+        });
         Ok(self.place(memory, features, link)?)
     }
 
@@ -373,7 +397,7 @@ fn spare_piece(spare: &mut [u8]) -> IoVec {
 
 impl Source {
     /// The bytes of the frame in that range, in two parts: of the header, and of the rest.
-    fn bytes<'a>(&self, range: Range<usize>, spare: &'a [u8], link: &'a Link) -> [&'a [u8]; 2] {
+    fn bytes<'a>(&'a self, range: Range<usize>, spare: &'a [u8], link: &'a Link) -> [&'a [u8]; 2] {
         match self {
             Self::Spare(first) => {
                 let within = range.start - first..range.end - first;
@@ -383,18 +407,22 @@ impl Source {
                 let Link::Passt(passt) = link else {
                     return [&[], &[]];
                 };
-                let frame = passt.frame(frame.clone());
-                let head = range.start.min(header::LEN)..range.end.min(header::LEN);
-                let body =
-                    range.start.saturating_sub(header::LEN)..range.end.saturating_sub(header::LEN);
-                let head = [0; header::LEN].as_slice().get(head);
-                [
-                    head.unwrap_or_default(),
-                    frame.get(body).unwrap_or_default(),
-                ]
+                behind_header(passt.frame(frame.clone()), range)
             }
+            Self::Own(frame) => behind_header(frame, range),
         }
     }
+}
+
+/// The bytes in that range of an empty header with a frame behind it.
+fn behind_header(frame: &[u8], range: Range<usize>) -> [&[u8]; 2] {
+    let head = range.start.min(header::LEN)..range.end.min(header::LEN);
+    let body = range.start.saturating_sub(header::LEN)..range.end.saturating_sub(header::LEN);
+    let head = [0; header::LEN].as_slice().get(head);
+    [
+        head.unwrap_or_default(),
+        frame.get(body).unwrap_or_default(),
+    ]
 }
 
 /// Where `flags` and the two bytes of `num_buffers` are in a chain.

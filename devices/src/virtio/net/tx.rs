@@ -1,9 +1,11 @@
 //! Sending: frames from the driver to the host (5.1.6.2).
 
 use std::io;
+use std::time::Instant;
 
 use super::header::{self, Unsound};
 use super::link::Link;
+use crate::mmds::{self, Stack};
 use crate::virtio::{Broken, Buffer, Cursor, IoVec, Memory, Ring, RingState};
 
 /// One transmit queue.
@@ -20,6 +22,8 @@ pub struct Tx {
 pub enum Sent {
     /// A frame of so many bytes, without the header.
     Frame(u64),
+    /// A frame of so many bytes for the metadata service.
+    Metadata(u64),
     /// A frame, which was dropped for that reason.
     Dropped(Unsound),
     /// A frame, which the host did not take.
@@ -59,7 +63,7 @@ impl Tx {
         self.ring.save()
     }
 
-    /// Tries to send one frame, over the link's queue of `pair`. Without a link, frames go nowhere.
+    /// Tries to send one frame, over the link's queue of `pair`, or to the metadata service. Without a link, all others go nowhere.
     ///
     /// # Errors
     /// [`Broken`].
@@ -69,6 +73,7 @@ impl Tx {
         features: u64,
         link: Option<&mut Link>,
         pair: usize,
+        mmds: Option<&mut Stack>,
     ) -> Result<Sent, Broken> {
         self.blocked = false;
         let Some(head) = self.ring.pop_or_ask(&mut self.buffers)? else {
@@ -85,8 +90,13 @@ impl Tx {
             }
             Err(unsound) => Err(unsound),
         };
+        let metadata = match mmds {
+            Some(stack) if checked.is_ok() => divert(&frame, stack)?,
+            _ => false,
+        };
         let sent = match (checked, link) {
             (Err(unsound), _) => Sent::Dropped(unsound),
+            (Ok(_), _) if metadata => Sent::Metadata(frame.len()),
             (Ok(_), None) => Sent::Failed(io::ErrorKind::NotConnected.into()),
             (Ok(header), Some(link)) => {
                 match transmit(&header, &frame, link, pair, &mut self.pieces) {
@@ -103,6 +113,22 @@ impl Tx {
         self.ring.give_back(head, 0)?;
         Ok(sent)
     }
+}
+
+/// Gives the metadata service a frame that is for it. False if it is not.
+fn divert(frame: &Cursor, stack: &mut Stack) -> Result<bool, Broken> {
+    let mut start = [0; mmds::START];
+    let len = frame.len().min(mmds::START as u64) as usize;
+    let start = start.get_mut(..len).unwrap_or_default();
+    frame.clone().read(start)?;
+    if !stack.is_for_it(start) {
+        return Ok(false);
+    }
+    // Its length was checked; what is in it may be something else by now, and the service looks again.
+    let mut bytes = vec![0; frame.len() as usize];
+    frame.clone().read(&mut bytes)?;
+    stack.take(&bytes, Instant::now());
+    Ok(true)
 }
 
 fn transmit(

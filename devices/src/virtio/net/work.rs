@@ -23,14 +23,18 @@ impl Net {
     /// Receives frames for one pair.
     pub(super) fn receive(&mut self, pair: usize) -> Result<Progress, Broken> {
         let up = self.up;
+        let some = up || self.mmds.is_some();
         let active = self.active.as_mut();
-        let Some(active) = active.filter(|active| up && pair < active.pairs.into()) else {
+        let Some(active) = active.filter(|active| some && pair < active.pairs.into()) else {
             return Ok(Progress::Done);
         };
         let Some(Some(rx)) = active.rx.get_mut(pair) else {
             return Ok(Progress::Done);
         };
         (rx.starved, rx.throttled) = (false, false);
+        if let Some(mmds) = &mut self.mmds {
+            mmds.work(Instant::now());
+        }
         let mut progress = Progress::More;
         let mut lost = None;
         for _ in 0..FRAMES_A_TURN {
@@ -42,7 +46,15 @@ impl Net {
                 progress = Progress::Wait(wait);
                 break;
             }
-            match rx.receive(&active.memory, active.features, &mut self.link, pair) {
+            let (memory, features) = (&active.memory, active.features);
+            let mmds = self.mmds.as_mut().filter(|_| !rx.holds());
+            let own = mmds.and_then(|mmds| mmds.next_frame(Instant::now()));
+            let result = match own {
+                Some(frame) => rx.receive_own(memory, features, &self.link, frame),
+                None if up || rx.holds() => rx.receive(memory, features, &mut self.link, pair),
+                None => Ok(Received::Nothing),
+            };
+            match result {
                 Ok(Received::Frame(len)) => {
                     self.rx_limiter.charge(len as u64);
                     self.counts.rx_packets += 1;
@@ -109,8 +121,9 @@ impl Net {
             }
             let up = self.up && lost.is_none();
             let link = up.then_some(&mut self.link);
-            match tx.send(&active.memory, active.features, link, over)? {
-                Sent::Frame(len) => {
+            let mmds = self.mmds.as_deref_mut();
+            match tx.send(&active.memory, active.features, link, over, mmds)? {
+                Sent::Frame(len) | Sent::Metadata(len) => {
                     self.tx_limiter.charge(len);
                     self.counts.tx_packets += 1;
                     self.counts.tx_bytes += len;
@@ -150,6 +163,12 @@ impl Net {
         let progress = self.send(pair)?;
         let answered = self.link.answers_at_once() && self.counts.tx_packets != before;
         if answered && self.wish(pair).frames {
+            return Ok(both(progress, self.receive(pair)?));
+        }
+        if self.mmds.as_ref().is_some_and(|mmds| mmds.has_frames()) {
+            // A queue that the driver has given up has its answers in the first one.
+            let pairs = self.active.as_ref().map_or(0, |active| active.pairs);
+            let pair = if pair < pairs.into() { pair } else { 0 };
             return Ok(both(progress, self.receive(pair)?));
         }
         Ok(progress)
@@ -365,13 +384,21 @@ impl Net {
         }
     }
 
-    /// `progress`, unless there is a lost link to look for.
-    pub(super) fn and_look_for_the_link(&self, progress: Progress) -> Result<Progress, Broken> {
-        let look = !self.up && self.link.can_return() && progress == Progress::Done;
-        Ok(if look {
+    /// `progress`, or sooner: a lost link is looked for, and the metadata service may have something to send again.
+    pub(super) fn and_what_takes_time(&mut self, progress: Progress) -> Progress {
+        let look = !self.up && self.link.can_return();
+        let mut progress = if look && progress == Progress::Done {
             Progress::Wait(RETRY)
         } else {
             progress
-        })
+        };
+        if let Some(active) = &self.active
+            && matches!(active.rx.first(), Some(Some(_)))
+            && let Some(mmds) = &mut self.mmds
+            && let Some(time) = mmds.deadline(Instant::now())
+        {
+            progress = both(progress, Progress::Wait(time));
+        }
+        progress
     }
 }
