@@ -29,7 +29,6 @@ impl<'a> Request<'a> {
         }
     }
 
-    #[allow(dead_code)]
     pub(super) fn with(mut self, query: Option<&'a str>, headers: &'a [Header<'a>]) -> Self {
         self.query = query;
         self.headers = headers;

@@ -104,7 +104,6 @@ impl Outbox {
     }
 
     /// Takes everything, after [`Self::wake`] was noticed.
-    #[allow(dead_code)]
     pub(super) fn take(&self) -> VecDeque<(Ticket, Letter)> {
         let _ = self.0.wake.read();
         let mut queue = self.queue();
