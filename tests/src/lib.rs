@@ -6,7 +6,7 @@
 //!
 //! | module          | what lives there                                                           |
 //! |-----------------|----------------------------------------------------------------------------|
-//! | [`program`]     | which `tandem-vmm` is tested                                               |
+//! | [`program`]     | which programs are tested                                                  |
 //! | [`vm`]          | a VM to be: configuration, options, streams; and the process once it runs  |
 //! | [`capture`]     | what a process prints, collected while it runs                             |
 //! | [`elf`]         | vmlinux files around guest code of a few bytes                             |
