@@ -6,6 +6,7 @@
 
 pub mod config;
 pub mod http;
+pub mod json;
 
 /// The OpenAPI document of the control socket, in YAML (`resources/openapi.yaml`).
 pub const OPENAPI: &str = include_str!("../../resources/openapi.yaml");

@@ -3,6 +3,7 @@
 //! | file        | what is proved                                                                  |
 //! |-------------|---------------------------------------------------------------------------------|
 //! | `boot`      | both boot protocols, how a kernel gets into memory, the memory layout            |
+//! | `cpu`       | CPU templates: CPUID and MSRs as the guest sees them                             |
 //! | `serial`    | output whole and exact; input with back-pressure                                 |
 //! | `exits`     | every way in which a machine ends, and its exit code                             |
 //! | `devices`   | debug port, clock, boot timer, string I/O, interrupts                            |
@@ -20,6 +21,7 @@
 
 mod bad_input;
 mod boot;
+mod cpu;
 mod devices;
 mod exits;
 mod guest;

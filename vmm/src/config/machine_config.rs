@@ -22,7 +22,7 @@ pub struct MachineConfig {
     /// Whether two vCPUs each look like the threads of one core.
     #[serde(default, deserialize_with = "super::null_is_default")]
     pub smt: bool,
-    /// CPU template of Firecracker's; only `None` is there.
+    /// CPU template of Firecracker's.
     #[serde(default, deserialize_with = "super::null_is_default")]
     pub cpu_template: CpuTemplate,
     /// Whether KVM keeps a log of the pages that the guest writes.
@@ -58,12 +58,22 @@ pub enum HugePages {
     Mib2,
 }
 
-/// A static CPU template.
+/// A static CPU template of Firecracker's, for some CPUs of servers only; `cpu-config` is for all.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CpuTemplate {
-    /// The host's CPU as KVM offers it.
+    /// The host's CPU as KVM offers it, with what `cpu-config` changes.
     #[default]
     None,
+    /// As the instances of that name: Intel Skylake, Cascade Lake and Ice Lake.
+    C3,
+    /// As the instances of that name: Intel Skylake, Cascade Lake and Ice Lake.
+    T2,
+    /// T2, alike on Intel Skylake and Cascade Lake.
+    T2S,
+    /// Intel Cascade Lake and Ice Lake, with T2A's instructions.
+    T2CL,
+    /// AMD Milan, with T2CL's instructions.
+    T2A,
 }
 
 impl Default for MachineConfig {

@@ -5,8 +5,10 @@
 //! this version cannot honour: nothing is silently ignored. [`VmConfig::validate`] checks what types cannot.
 
 mod balloon;
+mod bitmap;
 mod boot_source;
 mod console;
+mod cpu_config;
 mod drives;
 mod entropy;
 mod machine_config;
@@ -21,8 +23,13 @@ use std::path::Path;
 use serde::{Deserialize, Deserializer, Serialize};
 
 pub use balloon::BalloonConfig;
+pub use bitmap::Bitmap;
 pub use boot_source::{BootSource, Decompression};
 pub use console::ConsoleConfig;
+pub use cpu_config::{
+    CpuConfig, CpuSource, CpuidModifier, CpuidRegister, KvmCapability, MsrModifier,
+    RegisterModifier,
+};
 pub use drives::DriveConfig;
 pub use entropy::EntropyConfig;
 pub use machine_config::{
@@ -84,6 +91,13 @@ pub struct VmConfig {
     /// A virtio console.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub console: Option<ConsoleConfig>,
+    /// What the CPUs are to show instead of what KVM offers.
+    #[serde(
+        rename = "cpu-config",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub cpu_config: Option<CpuSource>,
 
     // Sections of Firecracker's that need a device or an ability which is not there yet. Empty ones pass.
     #[serde(default, skip_serializing_if = "absent")]
@@ -92,8 +106,6 @@ pub struct VmConfig {
     memory_hotplug: Unsupported,
     #[serde(rename = "mmds-config", default, skip_serializing_if = "absent")]
     mmds_config: Unsupported,
-    #[serde(rename = "cpu-config", default, skip_serializing_if = "absent")]
-    cpu_config: Unsupported,
 }
 
 /// Firecracker's optional fields may be `null`.
@@ -149,8 +161,22 @@ impl VmConfig {
             pmem: Unsupported,
             memory_hotplug: Unsupported,
             mmds_config: Unsupported,
-            cpu_config: Unsupported,
+            cpu_config: None,
         }
+    }
+
+    /// Takes a custom CPU template, in the place of one that is named.
+    pub fn set_cpu_config(&mut self, template: CpuConfig) {
+        self.machine_config.cpu_template = CpuTemplate::None;
+        self.cpu_config = Some(CpuSource::Template(template));
+    }
+
+    /// Takes a machine; if it names a CPU template, in the place of a custom one.
+    pub fn set_machine_config(&mut self, machine: MachineConfig) {
+        if machine.cpu_template != CpuTemplate::None {
+            self.cpu_config = None;
+        }
+        self.machine_config = machine;
     }
 
     /// The file that the serial port's output goes to; standard output where there is none.
@@ -193,6 +219,19 @@ impl VmConfig {
         }
         if let Some(vsock) = &self.vsock {
             vsock.validate()?;
+        }
+        if let Some(cpu) = &self.cpu_config {
+            cpu.validate()?;
+            if self.machine_config.cpu_template != CpuTemplate::None {
+                return Err(ConfigError::new(
+                    "machine-config.cpu_template",
+                    format!(
+                        "is {:?} beside a cpu-config",
+                        self.machine_config.cpu_template
+                    ),
+                    "remove one of them",
+                ));
+            }
         }
         drives::validate(&self.drives, MAX_VCPUS)?;
         network_interfaces::validate(&self.network_interfaces, MAX_VCPUS)?;
@@ -286,7 +325,7 @@ mod tests {
         let json = r#"{"boot-source": {"kernel_image_path": "k"}, "pmem": [{"a": 1}]}"#;
         let error = parse(json).unwrap_err().to_string();
         assert!(error.contains("does not have yet"), "{error}");
-        for section in ["mmds-config", "cpu-config"] {
+        for section in ["mmds-config"] {
             for value in ["{}", "\"x\"", "1", "true"] {
                 let json = format!(
                     r#"{{"boot-source": {{"kernel_image_path": "k"}}, "{section}": {value}}}"#
@@ -294,6 +333,27 @@ mod tests {
                 assert!(parse(&json).is_err(), "{section} {value}");
             }
         }
+    }
+
+    #[test]
+    fn of_two_cpu_templates_the_last_counts() {
+        let mut config = VmConfig::new(BootSource::new("/k"));
+        let t2 = MachineConfig {
+            cpu_template: CpuTemplate::T2,
+            ..Default::default()
+        };
+        config.set_machine_config(t2.clone());
+        config.set_cpu_config(CpuConfig::default());
+        config.validate().unwrap();
+        assert_eq!(config.machine_config.cpu_template, CpuTemplate::None);
+        config.set_machine_config(MachineConfig::default());
+        assert!(config.cpu_config.is_some());
+        config.set_machine_config(t2);
+        config.validate().unwrap();
+        assert_eq!(config.cpu_config, None);
+        config.cpu_config = Some(CpuSource::Template(CpuConfig::default()));
+        let error = config.validate().unwrap_err();
+        assert_eq!(error.field, "machine-config.cpu_template");
     }
 
     #[test]

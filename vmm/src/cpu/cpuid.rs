@@ -5,8 +5,7 @@
 //! that a guest need not calibrate anything (Intel SDM volume 2, CPUID; AMD APM volume 3, appendix E; Linux
 //! `Documentation/virt/kvm/x86/cpuid.rst`).
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
-use kvm_ioctls::{Cap, Kvm};
+use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 
 const LEAF_FEATURES: u32 = 0x1;
 const LEAF_CACHES: u32 = 0x4;
@@ -66,13 +65,9 @@ impl Topology {
     }
 }
 
-/// What all vCPUs of a VM have in common: what KVM supports, plus the timer bits that it leaves to the VMM.
-///
-/// # Errors
-/// KVM's list cannot be had.
-pub fn template(kvm: &Kvm) -> Result<CpuId, kvm_ioctls::Error> {
-    let mut cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)?;
-    let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
+/// Makes what KVM supports, changed by a template, what all vCPUs of a VM have in common: adds the timer bits that KVM leaves
+/// to the VMM. `deadline` says whether the timer takes TSC deadlines (`KVM_CAP_TSC_DEADLINE_TIMER`).
+pub fn normalise(cpuid: &mut CpuId, deadline: bool) {
     for entry in cpuid.as_mut_slice() {
         match entry.function {
             LEAF_FEATURES => {
@@ -90,7 +85,6 @@ pub fn template(kvm: &Kvm) -> Result<CpuId, kvm_ioctls::Error> {
             _ => {}
         }
     }
-    Ok(cpuid)
 }
 
 /// Bits of a guest-physical address, by the template.

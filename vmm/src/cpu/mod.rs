@@ -5,14 +5,17 @@ mod cpuid;
 mod lapic;
 mod msr;
 mod registers;
+mod static_templates;
+mod template;
 
 use kvm_bindings::CpuId;
 use kvm_ioctls::VcpuFd;
 
 use crate::kernel::Entry;
 
-pub use cpuid::{Topology, for_vcpu, physical_bits, template};
+pub use cpuid::{Topology, for_vcpu, normalise, physical_bits};
 pub use registers::gdt;
+pub use template::Template;
 
 /// Why a vCPU could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -26,11 +29,24 @@ pub struct CpuError {
     pub source: kvm_ioctls::Error,
 }
 
-/// Sets up vCPU number `index`. The boot vCPU, 0, is set to enter the guest at `entry`; the others wait for its SIPI.
+/// Gives vCPU number `index` its CPUID, on which it depends what MSRs it has.
+///
+/// # Errors
+/// KVM refused it.
+pub fn set_cpuid(vcpu: &VcpuFd, index: u8, cpuid: &CpuId) -> Result<(), CpuError> {
+    vcpu.set_cpuid2(cpuid).map_err(|source| CpuError {
+        what: "CPUID",
+        vcpu: index,
+        source,
+    })
+}
+
+/// Sets up vCPU number `index`, which has its CPUID. The boot vCPU, 0, is set to enter the guest at `entry`; the others
+/// wait for its SIPI.
 ///
 /// # Errors
 /// KVM refused a part of it.
-pub fn configure(vcpu: &VcpuFd, index: u8, cpuid: &CpuId, entry: Entry) -> Result<(), CpuError> {
+pub fn configure(vcpu: &VcpuFd, index: u8, entry: Entry) -> Result<(), CpuError> {
     let failed = |what| {
         move |source| CpuError {
             what,
@@ -38,7 +54,6 @@ pub fn configure(vcpu: &VcpuFd, index: u8, cpuid: &CpuId, entry: Entry) -> Resul
             source,
         }
     };
-    vcpu.set_cpuid2(cpuid).map_err(failed("CPUID"))?;
     msr::set(vcpu).map_err(failed("MSRs"))?;
     registers::set_fpu(vcpu).map_err(failed("FPU"))?;
     lapic::set(vcpu).map_err(failed("local APIC"))?;

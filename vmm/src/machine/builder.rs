@@ -12,7 +12,9 @@ use devices::legacy::rtc::Rtc;
 use devices::legacy::serial::Serial;
 use devices::virtio::console::Size;
 use devices::{Bus, BusDevice};
-use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region};
+use kvm_bindings::{
+    CpuId, KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -24,7 +26,7 @@ use super::{InputSink, Machine, mmio, pci, specs};
 use crate::bzimage::KernelCache;
 use crate::config::{ConfigError, Transport, VmConfig};
 use crate::console::Output;
-use crate::cpu::{self, Topology};
+use crate::cpu::{self, Template, Topology};
 use crate::kernel;
 use crate::layout::{self, DeviceBus};
 use crate::memory::{self, GuestMemory};
@@ -79,9 +81,10 @@ impl<'a> MachineBuilder<'a> {
         self.timeline.mark(Phase::ConfigComplete);
 
         let kvm = Kvm::new().map_err(BuildError::OpenKvm)?;
-        check_capabilities(&kvm, machine.vcpu_count)?;
-        let template = cpu::template(&kvm).map_err(kvm_error("get the supported CPUID"))?;
-        self.check_memory_size(cpu::physical_bits(&template))?;
+        let template = Template::of(self.config);
+        check_capabilities(&kvm, machine.vcpu_count, &template)?;
+        let cpuid = common_cpuid(&kvm, &template)?;
+        self.check_memory_size(cpu::physical_bits(&cpuid))?;
 
         let memory = memory::allocate(machine.memory_bytes(), machine.huge_pages)?;
         self.timeline.mark(Phase::MemoryReady);
@@ -136,8 +139,10 @@ impl<'a> MachineBuilder<'a> {
             // Not every KVM tells its frequency; the guest then calibrates.
             let tsc_khz = fd.get_tsc_khz().ok().filter(|khz| *khz > 0);
             let cpuid =
-                cpu::for_vcpu(&template, index, topology, tsc_khz).map_err(BuildError::Cpuid)?;
-            cpu::configure(&fd, index, &cpuid, entry)?;
+                cpu::for_vcpu(&cpuid, index, topology, tsc_khz).map_err(BuildError::Cpuid)?;
+            cpu::set_cpuid(&fd, index, &cpuid)?;
+            template.change_msrs(&fd)?;
+            cpu::configure(&fd, index, entry)?;
             waiting.push(Vcpu::new(index, fd, shared.clone()));
         }
         self.timeline.mark(Phase::MachineReady);
@@ -269,7 +274,22 @@ pub(super) fn interrupt(vm: &VmFd, gsi: u32) -> Result<EventFd, BuildError> {
     Ok(event)
 }
 
-fn check_capabilities(kvm: &Kvm, vcpus: u8) -> Result<(), BuildError> {
+/// What KVM supports, as the template and the machine have it.
+fn common_cpuid(kvm: &Kvm, template: &Template) -> Result<CpuId, BuildError> {
+    let mut cpuid = kvm
+        .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+        .map_err(kvm_error("get the supported CPUID"))?;
+    template.change_cpuid(&mut cpuid)?;
+    cpu::normalise(&mut cpuid, kvm.check_extension(Cap::TscDeadlineTimer));
+    for address in template.lost_msrs() {
+        log::warn!(
+            "cpu-config.msr_modifiers: MSR {address:#x} is set at the start of every guest, whatever a template says"
+        );
+    }
+    Ok(cpuid)
+}
+
+fn check_capabilities(kvm: &Kvm, vcpus: u8, template: &Template) -> Result<(), BuildError> {
     let needed = [
         (Cap::Irqchip, "interrupt controller (KVM_CAP_IRQCHIP)"),
         (Cap::UserMemory, "user memory (KVM_CAP_USER_MEMORY)"),
@@ -282,10 +302,11 @@ fn check_capabilities(kvm: &Kvm, vcpus: u8) -> Result<(), BuildError> {
         (Cap::ExtCpuid, "CPUID list (KVM_CAP_EXT_CPUID)"),
     ];
     for (capability, name) in needed {
-        if !kvm.check_extension(capability) {
+        if template.looks_for(capability as u32) && !kvm.check_extension(capability) {
             return Err(BuildError::Capability(name));
         }
     }
+    template.check_capabilities(|number| kvm.check_extension_raw(number.into()) > 0)?;
     let max = kvm.get_max_vcpus();
     if usize::from(vcpus) > max {
         return Err(BuildError::TooManyVcpus { vcpus, max });
