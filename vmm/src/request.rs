@@ -10,7 +10,7 @@ use crate::config::patch::{
     BalloonPatch, BalloonStatisticsPatch, DrivePatch, InterfacePatch, MachinePatch,
 };
 use crate::config::{
-    BalloonConfig, BootSource, ConfigError, ConsoleConfig, DriveConfig, EntropyConfig,
+    BalloonConfig, BootSource, ConfigError, ConsoleConfig, CpuConfig, DriveConfig, EntropyConfig,
     LoggerConfig, MachineConfig, MetricsConfig, NetworkInterface, SerialConfig, VmConfig,
     VsockConfig,
 };
@@ -43,6 +43,8 @@ pub enum Request {
     PutMachineConfig(MachineConfig),
     /// Some fields of the same.
     PatchMachineConfig(MachinePatch),
+    /// A custom CPU template, in the place of one that the machine names.
+    PutCpuConfig(CpuConfig),
     /// A drive; one of the same name is replaced.
     PutDrive(Box<DriveConfig>),
     /// A network interface; one of the same name is replaced.
@@ -199,6 +201,7 @@ impl Request {
             Self::PutConfig(_) => "giving a configuration",
             Self::PutBootSource(_) => "configuring the boot source",
             Self::PutMachineConfig(_) | Self::PatchMachineConfig(_) => "configuring the machine",
+            Self::PutCpuConfig(_) => "configuring the CPU",
             Self::PutDrive(_) => "configuring a drive",
             Self::PutInterface(_) => "configuring a network interface",
             Self::PutVsock(_) => "configuring the vsock device",

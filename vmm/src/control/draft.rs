@@ -51,11 +51,14 @@ impl Draft {
                 self.change(|config| config.boot_source = source)?;
             }
             Request::PutMachineConfig(machine) => {
-                self.change(|config| config.machine_config = machine)?;
+                self.change(|config| config.set_machine_config(machine))?;
             }
             Request::PatchMachineConfig(patch) => {
                 let machine = patch.applied_to(&self.config.machine_config);
-                self.change(|config| config.machine_config = machine)?;
+                self.change(|config| config.set_machine_config(machine))?;
+            }
+            Request::PutCpuConfig(template) => {
+                self.change(|config| config.set_cpu_config(template))?;
             }
             Request::PutDrive(drive) => self.put_drive(*drive)?,
             Request::PutInterface(interface) => self.put_interface(*interface)?,

@@ -137,6 +137,7 @@ impl Running {
             | Request::PutBootSource(_)
             | Request::PutMachineConfig(_)
             | Request::PatchMachineConfig(_)
+            | Request::PutCpuConfig(_)
             | Request::PutDrive(_)
             | Request::PutInterface(_)
             | Request::PutVsock(_)
