@@ -193,7 +193,11 @@ fn the_umask_does_not_count() {
         });
     }
     let inmate = place.inmate(command.spawn().unwrap());
-    assert_eq!(inmate.status("Umask"), "0777", "the program has the caller's");
+    assert_eq!(
+        inmate.status("Umask"),
+        "0777",
+        "the program has the caller's"
+    );
     let mode = |name: &str| place.root().join(name).symlink_metadata().unwrap().mode() & 0o777;
     assert_eq!(
         [
