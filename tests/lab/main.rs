@@ -5,6 +5,7 @@
 //! | `balloon`   | a memory balloon, seen in the memory of the process                              |
 //! | `commands`  | shell commands in a guest, and what its toolbox holds                            |
 //! | `console`   | a virtio console in place of the serial port                                     |
+//! | `cpu`       | CPU templates: flags and bugs in the kernel's own words                          |
 //! | `kernels`   | (the kernels, and what they need)                                                |
 //! | `block`     | disks: what is written, read, discarded, flushed is so in the image              |
 //! | `boots`     | kernels, formats, vCPUs, memory: init is reached and sees the right machine       |
@@ -24,6 +25,7 @@ mod block;
 mod boots;
 mod commands;
 mod console;
+mod cpu;
 #[path = "../micro/guest.rs"]
 mod guest;
 mod kernels;

@@ -1,4 +1,7 @@
 //! CPUID, MSRs, registers and local APIC of a vCPU, as firmware and hardware would leave them.
+//!
+//! What KVM supports, then the configuration's [`Template`], then what only the machine knows ([`normalise`], [`for_vcpu`],
+//! [`configure`]): the last one counts.
 
 pub(crate) mod bits;
 mod cpuid;
