@@ -2,6 +2,7 @@
 //!
 //! The way of a request is one line: JSON bytes, parsed here, a value of the `vmm` crate. There is one document, the
 //! configuration ([`config`]), and a server for requests over a Unix socket ([`http`]).
+//! All JSON that comes in is read by [`json::parse`], which names the field that is wrong.
 //! This crate knows no KVM, and `vmm` knows no JSON text.
 
 pub mod config;
