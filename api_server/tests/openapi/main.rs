@@ -18,53 +18,56 @@ use serde_json::{Map, Value, json};
 /// What reads a document of one schema: the document as it is understood, written again, or the error.
 type Reader = Box<dyn Fn(&Value) -> Result<Value, String>>;
 
-/// A configuration with this in it, so large that no value is beyond the others.
-fn section(path: &'static [&'static str]) -> Reader {
+/// A configuration with this in it, so large that no value is beyond the others. In the path, `/0` is in a list.
+fn section(path: &'static str) -> Reader {
     Box::new(move |value| {
+        let inside = path
+            .rsplit('/')
+            .fold(value.clone(), |value, name| match name {
+                "0" => json!([value]),
+                "modifiers" => json!({"leaf": "0x1", "subleaf": "0x0", "flags": 0, name: value}),
+                name => json!({ name: value }),
+            });
         let mut document = json!({
             "boot-source": {"kernel_image_path": "k"},
             "machine-config": {"vcpu_count": 32, "mem_size_mib": 16 << 20},
         });
-        let mut value = value.clone();
-        for (depth, name) in path.iter().enumerate().rev() {
-            value = match (depth, *name) {
-                (0, "drives" | "network-interfaces") => json!({ *name: [value] }),
-                _ => json!({ *name: value }),
-            };
-        }
-        for (name, section) in value.as_object().unwrap() {
+        for (name, section) in fields(&inside) {
             document[name] = section.clone();
         }
         let text = serde_json::to_vec(&document).unwrap();
         let config = api_server::config::parse(&text).map_err(|error| error.to_string())?;
         let written = serde_json::to_value(&config).unwrap();
-        let mut written = &written;
-        for (depth, name) in path.iter().enumerate() {
-            written = &written[*name];
-            if depth == 0 && written.is_array() {
-                written = &written[0];
-            }
-        }
-        Ok(written.clone())
+        Ok(written
+            .pointer(&format!("/{path}"))
+            .cloned()
+            .unwrap_or_default())
     })
 }
 
 /// Each schema of what can be sent, and what reads it.
 fn readers() -> Vec<(&'static str, Reader)> {
     vec![
-        ("BootSource", section(&["boot-source"])),
-        ("MachineConfiguration", section(&["machine-config"])),
-        ("SerialDevice", section(&["serial"])),
-        ("Console", section(&["console"])),
-        ("Drive", section(&["drives"])),
-        ("NetworkInterface", section(&["network-interfaces"])),
-        ("Vsock", section(&["vsock"])),
-        ("Balloon", section(&["balloon"])),
-        ("EntropyDevice", section(&["entropy"])),
-        ("Logger", section(&["logger"])),
-        ("Metrics", section(&["metrics"])),
-        ("RateLimiter", section(&["entropy", "rate_limiter"])),
-        ("TokenBucket", section(&["entropy", "rate_limiter", "ops"])),
+        ("BootSource", section("boot-source")),
+        ("MachineConfiguration", section("machine-config")),
+        ("CpuConfig", section("cpu-config")),
+        ("CpuidModifier", section("cpu-config/cpuid_modifiers/0")),
+        (
+            "RegisterModifier",
+            section("cpu-config/cpuid_modifiers/0/modifiers/0"),
+        ),
+        ("MsrModifier", section("cpu-config/msr_modifiers/0")),
+        ("SerialDevice", section("serial")),
+        ("Console", section("console")),
+        ("Drive", section("drives/0")),
+        ("NetworkInterface", section("network-interfaces/0")),
+        ("Vsock", section("vsock")),
+        ("Balloon", section("balloon")),
+        ("EntropyDevice", section("entropy")),
+        ("Logger", section("logger")),
+        ("Metrics", section("metrics")),
+        ("RateLimiter", section("entropy/rate_limiter")),
+        ("TokenBucket", section("entropy/rate_limiter/ops")),
     ]
 }
 
@@ -164,8 +167,6 @@ fn values_are_those_of_the_code() {
             let mut probes = document.probes(rule);
             let error = reads(&json!("no such value")).err().unwrap_or_default();
             probes.extend(expected(&error).into_iter().map(Value::String));
-            // What reads an object takes an array of its values as well (serde's way), of which the document is silent.
-            probes.retain(|value| !(value.is_array() && document.allows(rule, &json!({}))));
             for value in probes {
                 let read = reads(&value);
                 let problem = read.as_ref().err().map_or("taken", String::as_str);
