@@ -349,7 +349,7 @@ fn arguments() {
         assert!(output.stdout.is_empty(), "{wrong:?}");
         assert!(!output.stderr.is_empty(), "{wrong:?}");
     }
-    let output = run(&[]);
+    let output = run(&["--no-api"]);
     assert_eq!(output.status.code(), Some(153));
     assert!(String::from_utf8_lossy(&output.stderr).contains("--config-file"));
 }

@@ -46,7 +46,7 @@ pub enum Event {
 /// Hears of events for as long as it returns true.
 pub type Listener = Box<dyn FnMut(&Event) -> bool + Send>;
 
-/// Most listeners at once: one that comes when there are so many hears nothing.
+/// Most listeners at once.
 pub const MOST_LISTENERS: usize = 64;
 
 /// The listeners. Its lock is the last to be taken.
@@ -60,12 +60,14 @@ impl Bus {
         listeners.retain_mut(|listener| listener(event));
     }
 
-    /// One listener more.
-    pub fn add(&self, listener: Listener) {
+    /// One listener more. False if there are [`MOST_LISTENERS`] already.
+    pub fn add(&self, listener: Listener) -> bool {
         let mut listeners = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if listeners.len() < MOST_LISTENERS {
+        let room = listeners.len() < MOST_LISTENERS;
+        if room {
             listeners.push(listener);
         }
+        room
     }
 }
 

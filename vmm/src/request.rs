@@ -10,9 +10,8 @@ use crate::config::patch::{
     BalloonPatch, BalloonStatisticsPatch, DrivePatch, InterfacePatch, MachinePatch,
 };
 use crate::config::{
-    BalloonConfig, BootSource, ConfigError, ConsoleConfig, CpuConfig, DriveConfig, EntropyConfig,
-    LoggerConfig, MachineConfig, MetricsConfig, NetworkInterface, SerialConfig, VmConfig,
-    VsockConfig,
+    BalloonConfig, BootSource, ConfigError, CpuConfig, DriveConfig, EntropyConfig, LoggerConfig,
+    MachineConfig, MetricsConfig, NetworkInterface, SerialConfig, VmConfig, VsockConfig,
 };
 use crate::control::StartError;
 use crate::timeline::Mark;
@@ -57,8 +56,6 @@ pub enum Request {
     PutBalloon(BalloonConfig),
     /// Where the serial port's output goes.
     PutSerial(SerialConfig),
-    /// The virtio console.
-    PutConsole(ConsoleConfig),
     /// Where the log goes; at once.
     PutLogger(LoggerConfig),
     /// Where the counters go; once.
@@ -208,7 +205,6 @@ impl Request {
             Self::PutEntropy(_) => "configuring the entropy device",
             Self::PutBalloon(_) => "configuring the balloon",
             Self::PutSerial(_) => "configuring the serial port",
-            Self::PutConsole(_) => "configuring the console",
             Self::PutLogger(_) => "configuring the logger",
             Self::PutMetrics(_) => "configuring metrics",
             Self::Start => "InstanceStart",

@@ -213,16 +213,15 @@ impl Timeline {
         &self.events
     }
 
-    /// Has `listener` hear of all marks, first of those that were reached before, and of all else from now on.
-    pub fn listen(&self, mut listener: Listener) {
+    /// Has `listener` hear of all marks, first of those that were reached before, and of all else from now on. False if
+    /// there are too many listeners.
+    pub fn listen(&self, mut listener: Listener) -> bool {
         // Nothing is marked meanwhile.
         let marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
         let stays = marks
             .iter()
             .all(|mark| listener(&Event::Mark(mark.clone())));
-        if stays {
-            self.events.add(listener);
-        }
+        !stays || self.events.add(listener)
     }
 
     /// The marks so far, in the order in which they were reached.

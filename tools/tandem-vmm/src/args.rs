@@ -1,49 +1,67 @@
 //! The command line. Names are Firecracker's wherever Firecracker has them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Parser;
 use vmm::bzimage::default_cache_dir;
 use vmm::config::Level;
 
-/// Boots one virtual machine and ends with it.
+/// Runs one virtual machine, from a configuration file or by requests on a socket,
+/// and ends with it.
 #[derive(Debug, Parser)]
 #[command(
     name = "tandem-vmm",
     version,
+    verbatim_doc_comment,
     after_help = "\
 The guest's serial port, or its virtio console if it has one, is standard input
 and output. SIGTERM, SIGINT, SIGHUP and SIGQUIT press the power button; a second
-one stops the machine at once.
+one stops the machine at once. Before the start they end the process.
 SIGUSR1 reads the configuration file again and changes what can be changed
 while the machine runs; SIGUSR2 writes a line to metrics.metrics_path.
 
 Exit codes:
     0  the guest switched itself off
     1  the host could not set up or run the machine
-   64  the guest reset itself
+   64  the guest reset itself, or a request did
    65  the guest's kernel panicked, or restarted in an emergency
    66  triple fault
    67  KVM could not go on with the guest
    68  a vCPU was lost
    69  the devices were lost
+   70  stopped by a request
   128+N  stopped by signal N before the guest had switched itself off
   152  the configuration is not valid
   153  the command line is not valid"
 )]
 pub struct Args {
-    /// Configuration of the machine (JSON)
-    #[arg(long, value_name = "PATH", required = true)]
+    /// Configuration of the machine (JSON): it is built and started at once
+    #[arg(long, value_name = "PATH")]
     pub config_file: Option<PathBuf>,
 
-    /// Name of the machine, for the log: 1 to 64 letters, digits and hyphens
-    #[arg(long, default_value = "anonymous-instance", value_parser = instance_id)]
-    pub id: String,
+    /// Take requests on a Unix socket at PATH [default: /run/tandem.socket,
+    /// unless there is a --config-file]
+    #[arg(
+        long,
+        value_name = "PATH",
+        conflicts_with = "no_api",
+        verbatim_doc_comment
+    )]
+    pub api_sock: Option<PathBuf>,
 
-    /// Run without a control socket; this version has none
-    #[arg(long)]
+    /// Run without a control socket, as with a --config-file and no --api-sock
+    #[arg(long, requires = "config_file")]
     pub no_api: bool,
+
+    /// Largest body of a request, in bytes
+    #[arg(long, value_name = "BYTES", default_value_t = 51200)]
+    pub http_api_max_payload_size: usize,
+
+    /// Name of the machine, for the log and for clients: 1 to 64 letters, digits
+    /// and hyphens
+    #[arg(long, default_value = "anonymous-instance", value_parser = instance_id, verbatim_doc_comment)]
+    pub id: String,
 
     /// Run without a seccomp filter; this version has none
     #[arg(long)]
@@ -69,6 +87,23 @@ pub struct Args {
     /// Show source file and line in log lines
     #[arg(long)]
     pub show_log_origin: bool,
+
+    /// Append counters to this file or FIFO, as metrics.metrics_path does
+    #[arg(long, value_name = "PATH")]
+    pub metrics_path: Option<PathBuf>,
+
+    /// For launchers that give it: devices are on PCI anyway, unless the
+    /// configuration says "transport": "mmio"
+    #[arg(long, verbatim_doc_comment)]
+    pub enable_pci: bool,
+
+    /// Refused: this version has no snapshots
+    #[arg(long, value_parser = no_snapshots, num_args = 0..=1, default_missing_value = "")]
+    pub snapshot_version: Option<String>,
+
+    /// Refused: this version has no snapshots
+    #[arg(long, value_name = "PATH", value_parser = no_snapshots)]
+    pub describe_snapshot: Option<String>,
 
     /// Give the guest a boot timer: writing 123 to the first byte at 0xc0000000
     /// or 0xd0000000 marks "init reached" in the timeline
@@ -118,6 +153,22 @@ impl Args {
     pub fn kernel_cache(&self) -> PathBuf {
         self.kernel_cache.clone().unwrap_or_else(default_cache_dir)
     }
+
+    /// Where requests are taken, if anywhere.
+    pub fn api_socket(&self) -> Option<&Path> {
+        match (&self.api_sock, &self.config_file) {
+            (Some(path), _) => Some(path),
+            (None, Some(_)) => None,
+            (None, None) => Some(Path::new(DEFAULT_SOCKET)),
+        }
+    }
+}
+
+/// Where requests are taken by a process that is given nothing else to do.
+const DEFAULT_SOCKET: &str = "/run/tandem.socket";
+
+fn no_snapshots(_: &str) -> Result<String, &'static str> {
+    Err("this version has no snapshots; leave it out")
 }
 
 fn instance_id(text: &str) -> Result<String, &'static str> {
@@ -164,9 +215,13 @@ mod tests {
             in_one_line(&error)
         };
         assert_eq!(
-            problem(&[]),
+            problem(&["--no-api"]),
             "the following required arguments were not provided: --config-file <PATH>; see --help"
         );
+        let refused = problem(&["--describe-snapshot", "x"]);
+        assert!(refused.contains("no snapshots"), "{refused}");
+        let refused = problem(&["--snapshot-version"]);
+        assert!(refused.contains("no snapshots"), "{refused}");
         assert_eq!(
             problem(&["--config-file", "x", "--nonsense"]),
             "unexpected argument '--nonsense' found; see --help"
@@ -175,6 +230,21 @@ mod tests {
             problem(&["--config-file", "x", "--level", "loud"]),
             "invalid value 'loud' for '--level <LEVEL>': give Off, Error, Warning, Info, Debug or Trace; see --help"
         );
+    }
+
+    #[test]
+    fn a_socket_is_there_when_asked_for_or_needed() {
+        let socket = |words: &[&str]| {
+            let args = Args::try_parse_from([&["tandem-vmm"], words].concat()).unwrap();
+            args.api_socket().map(Path::to_owned)
+        };
+        assert_eq!(socket(&["--config-file", "c"]), None);
+        assert_eq!(socket(&["--config-file", "c", "--no-api"]), None);
+        assert_eq!(socket(&[]), Some(DEFAULT_SOCKET.into()));
+        for config in [&[][..], &["--config-file", "c"]] {
+            let words = [config, &["--api-sock", "s"]].concat();
+            assert_eq!(socket(&words), Some("s".into()));
+        }
     }
 
     #[test]

@@ -7,12 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use api_server::config::{self, DocumentError, MAX_BYTES};
-use vmm::config::{LoggerConfig, VmConfig};
+use api_server::http::{BindError, Limits, Outbox, Server};
+use api_server::routes::Api;
+use vmm::config::{LoggerConfig, MetricsConfig, VmConfig};
 use vmm::control::{Reload, Setup, StartError, Vmm, in_one_line};
 use vmm::exit::{self, ExitReason};
 use vmm::machine::Host;
-use vmm::run::{self, RunError};
-use vmm::timeline::{Launch, Report, Start, Timeline};
+use vmm::run::{self, RunError, Subscriber};
+use vmm::timeline::{Launch, Phase, Report, Start, Timeline};
 
 use crate::args::Args;
 use crate::{logger, report};
@@ -36,9 +38,12 @@ pub enum Failure {
         /// What the host said.
         source: io::Error,
     },
-    /// The signals are somebody else's.
-    #[error("cannot take over the signals")]
+    /// Descriptors for signals and events are not to be had.
+    #[error("cannot have signals and events as descriptors")]
     Signals(#[source] io::Error),
+    /// The control socket cannot be had.
+    #[error("--api-sock")]
+    Socket(#[from] BindError),
     /// The machine cannot be started.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -55,7 +60,7 @@ impl Failure {
                 exit::BAD_CONFIGURATION
             }
             Self::Start(error) => error.exit_code(),
-            Self::Signals(_) | Self::Run(_) => exit::HOST_ERROR,
+            Self::Signals(_) | Self::Socket(_) | Self::Run(_) => exit::HOST_ERROR,
         }
     }
 }
@@ -80,11 +85,13 @@ pub fn run(args: &Args, start: Start) -> Result<ExitReason, Failure> {
 
     let vmm = Vmm::new(setup(args, timeline.clone())).map_err(Failure::Signals)?;
     let vmm = Arc::new(Mutex::new(vmm));
-    if let Some(config) = config {
-        let mut vmm = vmm.lock().unwrap_or_else(PoisonError::into_inner);
-        vmm.start(config)?;
+    let server = args.api_socket().map(|path| serve(path, args, &vmm));
+    let server = server.transpose()?;
+    if server.is_some() {
+        timeline.mark(Phase::ApiReady);
     }
-    let reason = run::run(&vmm, Vec::new())?;
+    configure(&vmm, args, config)?;
+    let reason = run::run(&vmm, server.into_iter().collect())?;
     if let (Some(file), Some(path)) = (timeline_file, &args.boot_timeline) {
         // The guest's end is what counts; a full disk does not change how it ended.
         if let Err(error) = report::write(file, &Report::new(&args.id, &reason, &timeline)) {
@@ -95,6 +102,39 @@ pub fn run(args: &Args, start: Start) -> Result<ExitReason, Failure> {
         }
     }
     Ok(reason)
+}
+
+/// Takes requests at `path`, once the loop runs.
+fn serve(path: &Path, args: &Args, vmm: &Arc<Mutex<Vmm>>) -> Result<Subscriber, Failure> {
+    let outbox = Outbox::new().map_err(Failure::Signals)?;
+    let api = Api::new(vmm.clone(), outbox.clone());
+    let limits = Limits {
+        body: args.http_api_max_payload_size,
+        ..Limits::default()
+    };
+    let server = Server::bind(path, limits, api, outbox)?;
+    Ok(Arc::new(Mutex::new(server)))
+}
+
+/// Does what the command line asks for before the first request: a machine, or counters.
+fn configure(vmm: &Mutex<Vmm>, args: &Args, config: Option<VmConfig>) -> Result<(), Failure> {
+    let mut vmm = vmm.lock().unwrap_or_else(PoisonError::into_inner);
+    let metrics = |path: &PathBuf| MetricsConfig {
+        metrics_path: path.clone(),
+    };
+    let metrics = args.metrics_path.as_ref().map(metrics);
+    match config {
+        Some(mut config) => {
+            config.metrics = metrics.or(config.metrics);
+            vmm.start(config)?;
+        }
+        None => {
+            if let Some(metrics) = metrics {
+                vmm.count_to(metrics)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What the VM has of this process.
@@ -112,7 +152,12 @@ fn setup(args: &Args, timeline: Arc<Timeline>) -> Setup {
         },
         grace: args.stop_timeout,
         timeline,
-        configure_log: Box::new(|_| Err("logger: cannot be changed yet".into())),
+        configure_log: Box::new(|config| {
+            logger::configure(config).map_err(|error| {
+                let path = config.log_path.as_deref().unwrap_or(Path::new("-"));
+                in_one_line(&unwritable("logger.log_path", path)(error))
+            })
+        }),
         reload,
     }
 }
@@ -148,25 +193,36 @@ fn read_config(path: &Path) -> Result<VmConfig, Failure> {
     config::parse(&document).map_err(|error| Failure::Config(path.to_owned(), error))
 }
 
-/// The command line has the last word over the configuration's `logger` section.
+/// Starts the log. The command line has the last word over the configuration's `logger` section, which it is given in turn
+/// where that comes later.
 fn start_log(args: &Args, config: Option<&LoggerConfig>) -> Result<(), Failure> {
-    let path = args
-        .log_path
-        .as_deref()
-        .map(|path| ("--log-path", path))
-        .or_else(|| Some(("logger.log_path", config?.log_path.as_deref()?)));
-    let level = args.level.or_else(|| config?.level);
-    let settings = logger::Settings {
-        id: &args.id,
-        path: path.map(|(_, path)| path),
-        level: level.map(Into::into),
-        module: args.module.as_deref().or_else(|| config?.module.as_deref()),
-        show_level: args.show_level || config.is_some_and(|log| log.show_level == Some(true)),
-        show_origin: args.show_log_origin
-            || config.is_some_and(|log| log.show_log_origin == Some(true)),
+    let option = match (&args.log_path, config) {
+        (None, Some(_)) => "logger.log_path",
+        _ => "--log-path",
     };
-    let (option, path) = path.unwrap_or(("--log-path", Path::new("-")));
-    logger::start(&settings).map_err(unwritable(option, path))
+    let look = with_arguments(args, config);
+    let path = look.log_path.as_deref().unwrap_or(Path::new("-"));
+    logger::start(&args.id)
+        .and_then(|()| logger::configure(&look))
+        .map_err(unwritable(option, path))
+}
+
+/// A `logger` section with what the command line says about it.
+fn with_arguments(args: &Args, config: Option<&LoggerConfig>) -> LoggerConfig {
+    let mut look = config.cloned().unwrap_or_default();
+    if args.log_path.is_some() {
+        look.log_path.clone_from(&args.log_path);
+    }
+    if args.module.is_some() {
+        look.module.clone_from(&args.module);
+    }
+    look.level = args.level.or(look.level);
+    look.show_level = args.show_level.then_some(true).or(look.show_level);
+    look.show_log_origin = args
+        .show_log_origin
+        .then_some(true)
+        .or(look.show_log_origin);
+    look
 }
 
 fn open_report(path: &Path) -> Result<File, Failure> {

@@ -66,7 +66,6 @@ impl Draft {
             Request::PutEntropy(entropy) => self.change(|config| config.entropy = Some(entropy))?,
             Request::PutBalloon(balloon) => self.change(|config| config.balloon = Some(balloon))?,
             Request::PutSerial(serial) => self.change(|config| config.serial = Some(serial))?,
-            Request::PutConsole(console) => self.change(|config| config.console = Some(console))?,
             Request::PutLogger(logger) => self.put_logger(logger, setup)?,
             Request::PutMetrics(metrics) => self.put_metrics(metrics)?,
             Request::Pause
@@ -101,12 +100,19 @@ impl Draft {
     /// Takes a whole configuration; the log is set up already.
     pub(super) fn replace(&mut self, config: VmConfig) -> Result<(), StartError> {
         config.validate()?;
-        if let Some(metrics) = &config.metrics {
-            let path = metrics.metrics_path.as_path();
-            let opened = append_to(path).map_err(unwritable("metrics.metrics_path", path));
-            self.metrics = Some(opened?);
+        if let Some(metrics) = config.metrics.clone() {
+            self.count_to(metrics)?;
         }
         self.config = config;
+        Ok(())
+    }
+
+    /// Has counters written to a file.
+    pub(super) fn count_to(&mut self, metrics: MetricsConfig) -> Result<(), StartError> {
+        let path = metrics.metrics_path.as_path();
+        let opened = append_to(path).map_err(unwritable("metrics.metrics_path", path));
+        self.metrics = Some(opened?);
+        self.config.metrics = Some(metrics);
         Ok(())
     }
 

@@ -35,7 +35,7 @@ use event_manager::{EventOps, Events, MutEventSubscriber};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::config::{LoggerConfig, VmConfig};
+use crate::config::{LoggerConfig, MetricsConfig, VmConfig};
 use crate::events::{Event, Listener};
 use crate::exit::ExitReason;
 use crate::machine::Host;
@@ -145,6 +145,17 @@ impl Vmm {
         self.start_now()
     }
 
+    /// Has counters written to a file from the start on, before the first request.
+    ///
+    /// # Errors
+    /// [`StartError::Output`].
+    pub fn count_to(&mut self, metrics: MetricsConfig) -> Result<(), StartError> {
+        match &mut self.phase {
+            Phase::Before(draft) => draft.count_to(metrics),
+            Phase::Running(_) | Phase::Over(_) => Ok(()),
+        }
+    }
+
     fn start_draft(&mut self) -> Answer {
         self.start_now()?;
         Ok(Response::Done)
@@ -184,16 +195,15 @@ impl Vmm {
         }
     }
 
-    /// Has `listener` hear of the marks so far, the state, and all that happens from now on.
-    pub fn listen(&self, mut listener: Listener) {
+    /// Has `listener` hear of the state, the marks so far, and all that happens from now on. False if there are
+    /// [too many](crate::events::MOST_LISTENERS) already.
+    pub fn listen(&self, mut listener: Listener) -> bool {
         let timeline = &self.setup.timeline;
         let state = Event::State {
             state: self.state(),
             wall_us: timeline.now_us(),
         };
-        if listener(&state) {
-            timeline.listen(listener);
-        }
+        !listener(&state) || timeline.listen(listener)
     }
 
     /// Why it is all over, once it is.

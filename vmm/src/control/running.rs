@@ -144,7 +144,6 @@ impl Running {
             | Request::PutEntropy(_)
             | Request::PutBalloon(_)
             | Request::PutSerial(_)
-            | Request::PutConsole(_)
             | Request::PutLogger(_)
             | Request::PutMetrics(_)
             | Request::Start => return Err(RequestError::AfterStart(request.name())),
