@@ -146,7 +146,7 @@ impl Connection {
     }
 
     /// Gives what came through the outbox to the client. False: it does not read its stream, and is to be dropped.
-    pub(super) fn deliver<S: Service + ?Sized>(
+    pub fn deliver<S: Service + ?Sized>(
         &mut self,
         ticket: Ticket,
         letter: Letter,
@@ -237,12 +237,26 @@ impl Connection {
         matches!(self.phase, Phase::Closing) && self.unsent() == 0
     }
 
+    /// Bytes of memory that it holds beside its own size: what came and is not used up, and what is not taken.
+    pub fn held(&self) -> usize {
+        let content = match &self.phase {
+            Phase::Content(pending) => pending.head.capacity() + pending.body.capacity(),
+            _ => 0,
+        };
+        self.input.capacity() + content + self.output.capacity()
+    }
+
     /// The request that waits for the service.
     pub fn ticket(&self) -> Option<Ticket> {
         match self.phase {
             Phase::Waiting(ticket, _) | Phase::Streaming(ticket, _) => Some(ticket),
             _ => None,
         }
+    }
+
+    /// Whether the answer to it is a stream.
+    pub fn streams(&self) -> bool {
+        matches!(self.phase, Phase::Streaming(..))
     }
 
     /// How little would be lost with this connection: those without a request first, then those with half of one or with
@@ -493,13 +507,5 @@ impl Pending {
             }
             Coding::Chunked(decoder) => decoder.advance(input, &mut self.body, limit),
         }
-    }
-}
-
-#[cfg(test)]
-impl Connection {
-    /// Memory that unused input takes.
-    pub(super) fn input_capacity(&self) -> usize {
-        self.input.capacity()
     }
 }

@@ -40,7 +40,7 @@ mod tests;
 pub use connection::{Connection, Turn};
 pub use limits::Limits;
 pub use message::{Request, Response};
-pub use outbox::Outbox;
+pub use outbox::{Letter, Outbox};
 pub use server::Server;
 pub use service::{Answer, Service, Ticket};
 pub use socket::BindError;

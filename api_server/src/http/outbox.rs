@@ -31,8 +31,8 @@ struct Queue {
 }
 
 /// What goes to a client.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Letter {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Letter {
     /// The whole answer.
     Response(Response),
     /// A piece of a stream.

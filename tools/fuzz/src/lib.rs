@@ -31,6 +31,7 @@
 //! | [`pci`]       | PCI configuration space and the virtio function's BAR, by all their ways            |
 //! | [`mmio`]      | MMIO registers of a virtio device                                               |
 //! | [`document`]  | the configuration document                                                     |
+//! | [`http`]      | conversations over the control socket, cut anywhere                              |
 //!
 //! Scripts are total: any bytes are one. The device must not know whether it is fuzzed: nothing in the crates that are
 //! tested looks at `cfg(fuzzing)`.
@@ -48,6 +49,7 @@ pub mod block;
 pub mod console;
 pub mod document;
 pub mod entropy;
+pub mod http;
 pub mod mmio;
 pub mod net;
 pub mod pci;
