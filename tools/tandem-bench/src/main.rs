@@ -1,5 +1,6 @@
 //! Benchmarks that compare Tandem with other VMMs: one subcommand for each question.
 //!
+//! - [`api`]: how soon does a VMM's control socket answer, and how fast?
 //! - [`boot`]: how fast and at what cost does a VM start? Cold boots of every VMM, interleaved.
 //! - [`io`]: how fast and at what cost are a guest's disk and network? Jobs in every VMM's guest, interleaved.
 //!
@@ -9,6 +10,7 @@
 //! for a reproducible order, [`tracefs`] for what the kernel can tell.
 
 mod adapters;
+mod api;
 mod binary;
 mod boot;
 mod document;
@@ -40,6 +42,7 @@ struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Api(api::Args),
     Boot(boot::Args),
     Io(Box<io::Args>),
     #[command(hide = true)]
@@ -48,6 +51,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let outcome = match Args::parse().command {
+        Command::Api(args) => api::run(&args),
         Command::Boot(args) => boot::run(&args),
         Command::Io(args) => io::run(&args),
         Command::Peer(args) => io::peer::run(&args),

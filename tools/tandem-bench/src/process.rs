@@ -94,6 +94,11 @@ impl Running {
         })
     }
 
+    /// Its number.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
     /// Follows the process to its end, shows what comes on its standard output to `see`, and gives the time of the end.
     pub fn watch(
         &mut self,
