@@ -6,9 +6,9 @@
 
 use std::time::Instant;
 
-use super::chunked::Decoder;
+use super::content::Pending;
 use super::encode;
-use super::head::{self, Framing, Manners, Parts, Refusal, Scan, bad, too_large};
+use super::head::{self, Framing, Manners, Parts, Refusal, Scan, bad};
 use super::limits::Limits;
 use super::message::{Request, Response};
 use super::outbox::Letter;
@@ -42,22 +42,6 @@ enum Phase {
     Streaming(Ticket, Manners),
     /// Answers nothing more.
     Closing,
-}
-
-/// A request whose content is not complete.
-#[derive(Debug)]
-struct Pending {
-    head: Vec<u8>,
-    manners: Manners,
-    body: Vec<u8>,
-    coding: Coding,
-}
-
-#[derive(Debug)]
-enum Coding {
-    /// Bytes to come.
-    Length(usize),
-    Chunked(Decoder),
 }
 
 /// A conversation.
@@ -240,7 +224,7 @@ impl Connection {
     /// Bytes of memory that it holds beside its own size: what came and is not used up, and what is not taken.
     pub fn held(&self) -> usize {
         let content = match &self.phase {
-            Phase::Content(pending) => pending.head.capacity() + pending.body.capacity(),
+            Phase::Content(pending) => pending.held(),
             _ => 0,
         };
         self.input.capacity() + content + self.output.capacity()
@@ -362,22 +346,13 @@ impl Connection {
             self.queued(turn.now);
             self.output.extend_from_slice(encode::CONTINUE);
         }
-        let coding = match manners.framing {
-            Framing::Length(bytes) => {
-                if let Some(body) = rest.get(..bytes) {
-                    self.call(&parts, &target, body, manners, turn);
-                    return Ok(length + bytes);
-                }
-                Coding::Length(bytes)
-            }
-            Framing::Chunked => Coding::Chunked(Decoder::new()),
-        };
-        self.phase = Phase::Content(Box::new(Pending {
-            head: head.to_vec(),
-            manners,
-            body: Vec::new(),
-            coding,
-        }));
+        if let Framing::Length(bytes) = manners.framing
+            && let Some(body) = rest.get(..bytes)
+        {
+            self.call(&parts, &target, body, manners, turn);
+            return Ok(length + bytes);
+        }
+        self.phase = Phase::Content(Box::new(Pending::new(head, manners)));
         Ok(length)
     }
 
@@ -488,24 +463,5 @@ impl Connection {
 
     fn unsent(&self) -> usize {
         self.output.len() - self.sent
-    }
-}
-
-impl Pending {
-    /// Takes what is content. The bytes used, and whether it is complete.
-    fn advance(&mut self, input: &[u8], limit: usize) -> Result<(usize, bool), Refusal> {
-        match &mut self.coding {
-            Coding::Length(left) => {
-                let piece = input.get(..*left).unwrap_or(input);
-                // Checked with the head, and kept true here.
-                if self.body.len() + piece.len() > limit {
-                    return Err(too_large(None, limit));
-                }
-                self.body.extend_from_slice(piece);
-                *left -= piece.len();
-                Ok((piece.len(), *left == 0))
-            }
-            Coding::Chunked(decoder) => decoder.advance(input, &mut self.body, limit),
-        }
     }
 }

@@ -6,17 +6,18 @@
 //!
 //! | module         | what lives there                                                         |
 //! |----------------|----------------------------------------------------------------------------|
-//! | [`message`]    | a request and a response, as the service sees them                          |
-//! | [`service`]    | what the service promises, and the ways to answer                           |
-//! | [`outbox`]     | answers that come later, and streams                                        |
-//! | [`limits`]     | how much of everything a client gets                                        |
-//! | [`server`]     | the socket, its clients, their turns and deadlines                          |
-//! | [`socket`]     | the socket in the file system                                               |
-//! | [`connection`] | one client's conversation: bytes in, bytes out, without a socket            |
-//! | [`head`]       | the head of a request: where it ends, what it says of the content            |
-//! | [`target`]     | its path and its query                                                      |
-//! | [`chunked`]    | content in chunks                                                           |
-//! | [`encode`]     | responses to bytes                                                          |
+//! | `message`      | a request and a response, as the service sees them                          |
+//! | `service`      | what the service promises, and the ways to answer                           |
+//! | `outbox`       | answers that come later, and streams                                        |
+//! | `limits`       | how much of everything a client gets                                        |
+//! | `server`       | the socket, its clients, their turns and deadlines                          |
+//! | `socket`       | the socket in the file system                                               |
+//! | `connection`   | one client's conversation: bytes in, bytes out, without a socket            |
+//! | `head`         | the head of a request: where it ends, what it says of the content            |
+//! | `target`       | its path and its query                                                      |
+//! | `content`      | content while it comes                                                      |
+//! | `chunked`      | content in chunks                                                           |
+//! | `encode`       | responses to bytes                                                          |
 //!
 //! Who sends nothing, half a request or a hundred megabytes, or takes no answer, holds nobody up and costs a bounded amount:
 //! [`Limits`] has the amounts. What the server itself refuses, it answers as JSON with a `fault_message`, and closes.
@@ -25,6 +26,7 @@
 
 mod chunked;
 mod connection;
+mod content;
 mod encode;
 mod head;
 mod limits;

@@ -26,25 +26,25 @@ const LOCK_WAIT: Duration = Duration::from_millis(10);
 pub enum BindError {
     /// The path is empty or too long.
     #[error(
-        "--api-sock: {} has {} bytes, and the path of a socket has 1 to {MOST_PATH}; give a shorter one, or one relative to the working directory",
+        "{} has {} bytes, and the path of a socket has 1 to {MOST_PATH}; give a shorter one, or one relative to the working directory",
         .0.display(),
         .0.as_os_str().len()
     )]
     Length(PathBuf),
     /// Something else is there.
-    #[error("--api-sock: {} is there already and is no socket; give another path, or remove it", .0.display())]
+    #[error("{} is there already and is no socket; give another path, or remove it", .0.display())]
     NotASocket(PathBuf),
     /// Another process has it.
-    #[error("--api-sock: another process answers on {}; give another path, or end that process", .0.display())]
+    #[error("another process answers on {}; give another path, or end that process", .0.display())]
     InUse(PathBuf),
     /// It cannot be told whether the socket that is there is used, or it cannot be removed.
-    #[error("--api-sock: cannot replace the socket {}; remove it, or give another path", .0.display())]
+    #[error("cannot replace the socket {}; remove it, or give another path", .0.display())]
     Replace(PathBuf, #[source] io::Error),
     /// The host refuses.
-    #[error("--api-sock: cannot listen on {}; give a path in a directory that can be written to", .0.display())]
+    #[error("cannot listen on {}; give a path in a directory that can be written to", .0.display())]
     Listen(PathBuf, #[source] io::Error),
     /// There is nothing to wait with.
-    #[error("--api-sock: cannot make an eventfd or a timer for {}", .0.display())]
+    #[error("cannot make an eventfd or a timer for {}", .0.display())]
     Resources(PathBuf, #[source] io::Error),
 }
 
