@@ -31,7 +31,7 @@ use crate::config::DocumentError;
 use crate::http::{self, Answer, Outbox, Service, Ticket};
 use crate::json::{self, JsonError};
 
-pub use table::{ROUTES, Route};
+pub use table::{ROUTES, Route, find};
 
 /// The version of Firecracker whose interface this is, as its clients ask for it.
 pub const FIRECRACKER_VERSION: &str = "1.16.0";

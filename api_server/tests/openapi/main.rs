@@ -10,10 +10,16 @@
     reason = "helpers of tests are tests"
 )]
 
+mod answers;
+mod routes;
 mod schema;
 
+use api_server::http;
+use api_server::routes::{Call, find};
 use schema::Document;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value, json, to_value};
+use vmm::config::MachineConfig;
+use vmm::request::Request;
 
 /// What reads a document of one schema: the document as it is understood, written again, or the error.
 type Reader = Box<dyn Fn(&Value) -> Result<Value, String>>;
@@ -45,6 +51,37 @@ fn section(path: &'static str) -> Reader {
     })
 }
 
+/// A request with this as its body. What it changes is checked as a part of a whole configuration.
+fn change(method: &'static str, path: &'static str) -> Reader {
+    Box::new(move |value| {
+        let body = value.to_string();
+        // The name in the path is that of the body.
+        let ids = ["drive_id", "iface_id"].map(|field| value[field].as_str());
+        let path = format!("{path}{}", ids[0].or(ids[1]).unwrap_or_default());
+        let call = find(&http::Request::new(method, &path, body.as_bytes()));
+        let Call::Vm(request) = call.map_err(|fault| fault.0)? else {
+            panic!("{path} is not the VM's");
+        };
+        Ok(match &request {
+            Request::PatchMachineConfig(patch) => {
+                let machine = patch.applied_to(&MachineConfig::default());
+                section("machine-config")(&to_value(&machine).unwrap())?;
+                to_value(patch).unwrap()
+            }
+            Request::PatchBalloon(patch) => {
+                section("balloon")(
+                    &json!({"amount_mib": patch.amount_mib, "deflate_on_oom": true}),
+                )?;
+                to_value(patch).unwrap()
+            }
+            Request::PatchBalloonStatistics(patch) => to_value(patch).unwrap(),
+            Request::PatchDrive(patch) => to_value(patch).unwrap(),
+            Request::PatchInterface(patch) => to_value(patch).unwrap(),
+            _ => value.clone(),
+        })
+    })
+}
+
 /// Each schema of what can be sent, and what reads it.
 fn readers() -> Vec<(&'static str, Reader)> {
     vec![
@@ -68,6 +105,22 @@ fn readers() -> Vec<(&'static str, Reader)> {
         ("Metrics", section("metrics")),
         ("RateLimiter", section("entropy/rate_limiter")),
         ("TokenBucket", section("entropy/rate_limiter/ops")),
+        ("VmState", change("PATCH", "/vm")),
+        ("Action", change("PUT", "/actions")),
+        (
+            "MachineConfigurationUpdate",
+            change("PATCH", "/machine-config"),
+        ),
+        ("DriveUpdate", change("PATCH", "/drives/")),
+        (
+            "NetworkInterfaceUpdate",
+            change("PATCH", "/network-interfaces/"),
+        ),
+        ("BalloonUpdate", change("PATCH", "/balloon")),
+        (
+            "BalloonStatisticsUpdate",
+            change("PATCH", "/balloon/statistics"),
+        ),
     ]
 }
 
