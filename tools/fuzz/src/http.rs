@@ -1,14 +1,19 @@
 //! Conversations over the control socket: any bytes, cut anywhere on their way, get the same answers as in one piece; what is
 //! answered is HTTP; and nothing is held that is not bounded.
 //!
-//! The first byte of an input says how many more say how it is cut, the second what the limits are. The rest is what the
-//! client sends.
+//! The first byte of an input says how many more say how it is cut, the second what the limits are and who answers: a service that
+//! tells what it was asked, or the control socket's own, with a VM that has not started. The rest is what the client sends.
 
-use std::time::Instant;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use api_server::http::{
-    Answer, Connection, Letter, Limits, Request, Response, Service, Ticket, Turn,
+    Answer, Connection, Letter, Limits, Outbox, Request, Response, Service, Ticket, Turn,
 };
+use api_server::routes::{Api, ROUTES};
+use vmm::control::{Setup, Vmm};
+use vmm::machine::Host;
+use vmm::timeline::{Launch, Start, Timeline};
 
 use crate::messages;
 use crate::seeds::{Reached, Seed, seed};
@@ -16,19 +21,72 @@ use crate::seeds::{Reached, Seed, seed};
 /// Most bytes that say where to cut.
 const MOST_CUTS: usize = 15;
 
-/// Answers with what it was asked, in every way that there is.
+/// Who answers, and what was asked.
 #[derive(Default)]
 struct Echo {
+    api: Option<Api>,
     calls: Vec<String>,
+    /// Method, path and status of what the control socket's own service answered.
+    answers: Vec<String>,
     gone: usize,
 }
 
+impl Echo {
+    /// The control socket's own service, with a new VM.
+    fn api() -> Self {
+        let setup = Setup {
+            app_name: "fuzz",
+            version: "1".into(),
+            id: "fuzz".into(),
+            host: Host {
+                kernel_cache: "/nonexistent".into(),
+                boot_timer: false,
+            },
+            grace: Duration::ZERO,
+            timeline: Arc::new(Timeline::new(Start::now(), Launch::default())),
+            configure_log: Box::new(|_| Ok(())),
+            reload: None,
+        };
+        let vmm = Vmm::new(setup).expect("descriptors");
+        let outbox = Outbox::new().expect("a descriptor");
+        Self {
+            api: Some(Api::new(Arc::new(Mutex::new(vmm)), outbox)),
+            ..Self::default()
+        }
+    }
+}
+
+/// Whether a request would have the VM open files at paths that a fuzzer makes up, and write to them.
+fn writes_files(request: &Request<'_>) -> bool {
+    let body: serde_json::Value = serde_json::from_slice(request.body).unwrap_or_default();
+    match request.path.trim_end_matches('/') {
+        "/actions" => body["action_type"] == "InstanceStart",
+        "/metrics" => body["metrics_path"] != "/dev/null",
+        "/vm" => body.get("metrics").is_some(),
+        _ => false,
+    }
+}
+
 impl Service for Echo {
-    fn call(&mut self, request: &Request<'_>, _: Ticket) -> Answer {
+    fn call(&mut self, request: &Request<'_>, ticket: Ticket) -> Answer {
         assert!(request.path.starts_with('/') || request.path == "*");
         assert!(!request.path.contains(char::is_control) || !request.path.is_ascii());
         let text = format!("{request:?}");
         self.calls.push(text.clone());
+        if let Some(api) = &mut self.api {
+            if writes_files(request) {
+                return Answer::Now(Response::empty(204));
+            }
+            let answer = api.call(request, ticket);
+            let status = match &answer {
+                Answer::Now(response) => response.status.to_string(),
+                Answer::Later => "later".into(),
+                Answer::Stream(_) => "stream".into(),
+            };
+            self.answers
+                .push(format!("{} {} {status}", request.method, request.path));
+            return answer;
+        }
         match request.path {
             "/later" => Answer::Later,
             "/stream" => Answer::Stream("text/plain"),
@@ -37,8 +95,11 @@ impl Service for Echo {
         }
     }
 
-    fn gone(&mut self, _: Ticket) {
+    fn gone(&mut self, ticket: Ticket) {
         self.gone += 1;
+        if let Some(api) = &mut self.api {
+            api.gone(ticket);
+        }
     }
 }
 
@@ -52,12 +113,12 @@ struct Heard {
 }
 
 /// Has the conversation, in these pieces.
-fn converse<'a>(pieces: impl Iterator<Item = &'a [u8]>, limits: &Limits) -> Heard {
+fn converse<'a>(service: Echo, pieces: impl Iterator<Item = &'a [u8]>, limits: &Limits) -> Heard {
     let now = Instant::now();
     let mut connection = Connection::new(now);
     let mut heard = Heard {
         bytes: Vec::new(),
-        service: Echo::default(),
+        service,
         later: 0,
         streams: 0,
     };
@@ -171,7 +232,10 @@ fn read(mut bytes: &[u8], reached: &mut Reached, service: &Echo) {
         if !status.starts_with('2') {
             let body: serde_json::Value = serde_json::from_slice(body).expect("JSON");
             assert!(body["fault_message"].is_string());
-            assert!(rest.is_empty(), "nothing follows a refusal");
+            assert!(!status.starts_with("500 "), "{body}");
+            // What is answered by the server itself is the last of it.
+            let last = head.contains("\r\nConnection: close\r\n");
+            assert!(!last || rest.is_empty(), "nothing follows a refusal");
         }
         bytes = rest;
     }
@@ -205,11 +269,20 @@ pub fn run(data: &[u8]) -> Reached {
         behind = more;
         (!piece.is_empty()).then_some(piece)
     });
-    let heard = converse(pieces, &limits);
-    let whole = converse(stream.chunks(stream.len().max(1)), &limits);
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert_eq!(text(&heard.bytes), text(&whole.bytes));
-    assert_eq!(heard.service.calls, whole.service.calls);
+    let heard = if small & 2 != 0 {
+        converse(Echo::api(), pieces, &limits)
+    } else {
+        let heard = converse(Echo::default(), pieces, &limits);
+        let whole = stream.chunks(stream.len().max(1));
+        let whole = converse(Echo::default(), whole, &limits);
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert_eq!(text(&heard.bytes), text(&whole.bytes));
+        assert_eq!(heard.service.calls, whole.service.calls);
+        heard
+    };
+    for answer in &heard.service.answers {
+        *reached.entry(answer.clone()).or_default() += 1;
+    }
     read(&heard.bytes, &mut reached, &heard.service);
     reached.insert("calls".into(), heard.service.calls.len() as u64);
     reached.insert("later".into(), heard.later);
@@ -228,7 +301,135 @@ pub fn seeds() -> Vec<Seed> {
         bytes
     };
     let line = "HTTP/1.1\r\n";
+    // To the control socket's own service.
+    let api = |requests: &[(&str, &str, &str)]| {
+        let requests = requests.iter().map(|(method, path, body)| {
+            let length = body.len();
+            format!("{method} {path} {line}Content-Length: {length}\r\n\r\n{body}")
+        });
+        talk(2, &[250], &requests.collect::<String>())
+    };
+    let all: Vec<_> = ROUTES
+        .iter()
+        .map(|route| (route.method, route.path))
+        .collect();
+    let every = |from: usize, to: usize, body: &str| {
+        let requests: Vec<_> = all
+            .iter()
+            .skip(from)
+            .take(to - from)
+            .map(|(method, path)| (*method, *path, if *method == "GET" { "" } else { body }))
+            .collect();
+        let text = requests
+            .iter()
+            .map(|(method, path, body)| (*method, path.replace(['{', '}'], ""), *body))
+            .collect::<Vec<_>>();
+        let text: Vec<_> = text
+            .iter()
+            .map(|(method, path, body)| (*method, path.as_str(), *body))
+            .collect();
+        api(&text)
+    };
     vec![
+        seed(
+            "routes-1",
+            every(0, 20, "{}"),
+            &["GET / 200", "GET /version 200", "PUT /drives/drive_id 400"],
+        ),
+        seed(
+            "routes-2",
+            every(20, all.len(), "{}"),
+            &[
+                "GET /boot-timeline 200",
+                "GET /events stream",
+                "PUT /snapshot/create 400",
+            ],
+        ),
+        seed(
+            "routes-none",
+            every(0, all.len(), ""),
+            &["PUT /vsock 400", "PATCH /vm 400"],
+        ),
+        seed(
+            "put-together",
+            api(&[
+                (
+                    "PUT",
+                    "/boot-source",
+                    r#"{"kernel_image_path":"/proc/self/exe","boot_args":"a"}"#,
+                ),
+                (
+                    "PUT",
+                    "/machine-config",
+                    r#"{"vcpu_count":2,"mem_size_mib":256}"#,
+                ),
+                ("PATCH", "/machine-config", r#"{"mem_size_mib":128}"#),
+                (
+                    "PUT",
+                    "/drives/a",
+                    r#"{"drive_id":"a","path_on_host":"/dev/null","is_root_device":true}"#,
+                ),
+                (
+                    "PUT",
+                    "/network-interfaces/n",
+                    r#"{"iface_id":"n","host_dev_name":"tap0"}"#,
+                ),
+                ("PUT", "/vsock", r#"{"guest_cid":3,"uds_path":"v"}"#),
+                ("PUT", "/entropy", "{}"),
+                ("PUT", "/serial", "{}"),
+                (
+                    "PUT",
+                    "/balloon",
+                    r#"{"amount_mib":1,"deflate_on_oom":true}"#,
+                ),
+                ("PUT", "/logger", r#"{"level":"Info"}"#),
+                ("PUT", "/metrics", r#"{"metrics_path":"/dev/null"}"#),
+                ("GET", "/vm/config", ""),
+                ("GET", "/balloon", ""),
+            ]),
+            &[
+                "PUT /boot-source 204",
+                "PUT /machine-config 204",
+                "PATCH /machine-config 204",
+                "PUT /network-interfaces/n 204",
+                "PUT /vsock 204",
+                "PUT /entropy 204",
+                "PUT /balloon 204",
+                "PUT /logger 204",
+                "GET /vm/config 200",
+                "GET /balloon 200",
+            ],
+        ),
+        seed(
+            "too-early",
+            api(&[
+                ("PATCH", "/vm", r#"{"state":"Paused"}"#),
+                ("PUT", "/actions", r#"{"action_type":"SendCtrlAltDel"}"#),
+                (
+                    "PATCH",
+                    "/drives/a",
+                    r#"{"drive_id":"a","path_on_host":"/x"}"#,
+                ),
+                ("GET", "/balloon/statistics", ""),
+                (
+                    "PUT",
+                    "/vm",
+                    r#"{"boot-source":{"kernel_image_path":"/proc/self/exe"}}"#,
+                ),
+                (
+                    "PUT",
+                    "/machine-config",
+                    r#"{"vcpu_count":18446744073709551616,"mem_size_mib":1,"mem_size_mib":1}"#,
+                ),
+            ]),
+            &[
+                "PATCH /vm 400",
+                "PUT /actions 400",
+                "PATCH /drives/a 400",
+                "PUT /vm 204",
+                "PUT /machine-config 400",
+            ],
+        ),
         seed(
             "get",
             talk(
