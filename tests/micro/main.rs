@@ -14,11 +14,13 @@
 //! | `signals`   | the power button, and stopping at once                                           |
 //! | `terminal`  | a terminal is raw while the guest runs, and always given back                    |
 //! | `machine`   | pause and resume, several vCPUs, memory of the process                           |
+//! | `api`       | a VM by requests on its control socket: phases, states, events, signals, the socket |
 //! | `bad_input` | one line that names the field, and an exit code, for all that is not right       |
 
 // Test code throughout: what is broken ends in a panic that says so.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
+mod api;
 mod bad_input;
 mod boot;
 mod cpu;

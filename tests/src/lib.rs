@@ -8,6 +8,7 @@
 //! |-----------------|----------------------------------------------------------------------------|
 //! | [`program`]     | which programs are tested                                                  |
 //! | [`vm`]          | a VM to be: configuration, options, streams; and the process once it runs  |
+//! | [`api`]         | a client of a control socket                                               |
 //! | [`capture`]     | what a process prints, collected while it runs                             |
 //! | [`elf`]         | vmlinux files around guest code of a few bytes                             |
 //! | [`guest_shell`] | shell commands in a guest, over its serial console                         |
@@ -19,6 +20,7 @@
 // All of this is test code: a test that finds the world broken ends with a panic that says so.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
+pub mod api;
 pub mod artifacts;
 pub mod capture;
 pub mod elf;

@@ -12,9 +12,13 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::api::Api;
 use crate::capture::{Capture, contains};
 use crate::elf::Elf;
 use crate::{footprint, patience, program};
+
+/// Name of the control socket in the VM's directory.
+const SOCKET: &str = "api.sock";
 
 /// A VM that is not started yet.
 #[derive(Debug)]
@@ -30,6 +34,15 @@ pub struct VmBuilder {
     document: Option<Vec<u8>>,
     /// User and group that it runs as.
     user: Option<(u32, u32)>,
+    control: Control,
+}
+
+/// By what the process is told what to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Control {
+    File,
+    FileAndSocket,
+    Socket,
 }
 
 impl VmBuilder {
@@ -48,7 +61,22 @@ impl VmBuilder {
             before_exec: None,
             document: None,
             user: None,
+            control: Control::File,
         }
+    }
+
+    /// Gives it a control socket beside its configuration file: [`Vm::api`].
+    #[must_use]
+    pub fn with_socket(mut self) -> Self {
+        self.control = Control::FileAndSocket;
+        self
+    }
+
+    /// Gives it a control socket and nothing else to do.
+    #[must_use]
+    pub fn by_socket(mut self) -> Self {
+        self.control = Control::Socket;
+        self
     }
 
     /// A VM of one vCPU and 16 MiB that boots `elf`.
@@ -185,13 +213,14 @@ impl VmBuilder {
         if let Some((user, group)) = self.user {
             command.uid(user).gid(group);
         }
-        command
-            .args([
-                OsStr::new("--no-api"),
-                OsStr::new("--config-file"),
-                config.as_os_str(),
-            ])
-            .args(&self.args);
+        match self.control {
+            Control::File => command.arg("--no-api"),
+            _ => command.arg("--api-sock").arg(self.path(SOCKET)),
+        };
+        if self.control != Control::Socket {
+            command.arg("--config-file").arg(config);
+        }
+        command.args(&self.args);
         command
     }
 
@@ -297,6 +326,11 @@ impl Vm {
             .map(Capture::so_far)
             .unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The control socket, if it has one.
+    pub fn api(&self) -> Api {
+        Api::new(self.path(SOCKET))
     }
 
     /// Writes to standard input.

@@ -14,7 +14,12 @@ pub struct Worker {
     /// While the device runs.
     interrupt: Option<Arc<dyn Interrupt>>,
     limit: LogLimit,
+    /// Is told, as often as the log, why the device stands still.
+    watcher: Option<Watcher>,
 }
+
+/// Hears of a device that needs a reset, on the thread that found that out.
+pub type Watcher = Box<dyn Fn(&str) + Send>;
 
 /// The worker as its transport (on vCPU threads) and its loop hold it.
 #[derive(Clone)]
@@ -27,6 +32,7 @@ impl SharedWorker {
             device,
             interrupt: None,
             limit: LogLimit::default(),
+            watcher: None,
         })))
     }
 
@@ -56,6 +62,11 @@ impl Worker {
     /// The device.
     pub fn device(&mut self) -> &mut dyn VirtioDevice {
         &mut *self.device
+    }
+
+    /// Has `watcher` hear of it when the device needs a reset.
+    pub fn watch(&mut self, watcher: Watcher) {
+        self.watcher = Some(watcher);
     }
 
     /// Starts the device.
@@ -116,6 +127,9 @@ impl Worker {
             if self.limit.allow() {
                 let kind = self.device.device_type();
                 log::warn!("{kind:?} device, {part}: {broken}; it needs a reset");
+                if let Some(watcher) = &self.watcher {
+                    watcher(&format!("{part}: {broken}; it needs a reset"));
+                }
             }
             interrupt.needs_reset();
             // Nothing more of this driver's is looked at.

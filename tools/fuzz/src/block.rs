@@ -142,6 +142,7 @@ impl Rig for Disks {
         };
         Some(Update::Block(BlockUpdate {
             path,
+            reopen: from.u8() % 2 == 1,
             limits: limits(&mut from),
         }))
     }

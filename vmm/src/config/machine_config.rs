@@ -31,9 +31,10 @@ pub struct MachineConfig {
     /// Pages that back the guest's memory.
     #[serde(default, deserialize_with = "super::null_is_default")]
     pub huge_pages: HugePages,
-    /// What the guest finds its virtio devices by. Tandem's own.
-    #[serde(default, deserialize_with = "super::null_is_default")]
-    pub transport: Transport,
+    /// What the guest finds its virtio devices by; [`VmConfig::transport`](super::VmConfig::transport) where it is left out.
+    /// Tandem's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub transport: Option<Transport>,
 }
 
 /// What a guest finds its virtio devices by.
@@ -86,7 +87,7 @@ impl Default for MachineConfig {
             cpu_template: CpuTemplate::None,
             track_dirty_pages: false,
             huge_pages: HugePages::None,
-            transport: Transport::Pci,
+            transport: None,
         }
     }
 }

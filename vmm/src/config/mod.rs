@@ -238,6 +238,19 @@ impl VmConfig {
         boot_source::check_length(&self.command_line())
     }
 
+    /// What the guest finds its virtio devices by. Where nobody has said it, that is PCI, unless the kernel is told to leave
+    /// that alone: Firecracker's guests mostly are, and find their devices on MMIO.
+    pub fn transport(&self) -> Transport {
+        let line = self.boot_source.command_line();
+        let without_pci = line.split_whitespace().any(|word| word == "pci=off");
+        let usual = if without_pci {
+            Transport::Mmio
+        } else {
+            Transport::Pci
+        };
+        self.machine_config.transport.unwrap_or(usual)
+    }
+
     /// The command line that the kernel gets: that of `boot-source`, with what says where the root device is.
     pub fn command_line(&self) -> String {
         let given = self.boot_source.command_line();
@@ -293,6 +306,27 @@ mod tests {
         config.validate().unwrap();
         assert_eq!(config.machine_config.vcpu_count, 2);
         assert_eq!(config.logger.unwrap().level, Some(Level::Warning));
+    }
+
+    #[test]
+    fn a_kernel_that_leaves_pci_alone_gets_mmio() {
+        let transport = |args: &str, machine: &str| {
+            let json = format!(
+                r#"{{"boot-source": {{"kernel_image_path": "k", "boot_args": "{args}"}}, "machine-config":
+                    {{"vcpu_count": 1, "mem_size_mib": 128{machine}}}}}"#
+            );
+            parse(&json).unwrap().transport()
+        };
+        assert_eq!(transport("quiet", ""), Transport::Pci);
+        assert_eq!(transport("quiet pci=off", ""), Transport::Mmio);
+        assert_eq!(
+            transport("pci=off", r#", "transport": "pci""#),
+            Transport::Pci
+        );
+        assert_eq!(
+            transport("pci=offset", r#", "transport": "mmio""#),
+            Transport::Mmio
+        );
     }
 
     #[test]

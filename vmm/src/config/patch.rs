@@ -51,7 +51,7 @@ impl MachinePatch {
         set(&mut changed.cpu_template, self.cpu_template);
         set(&mut changed.track_dirty_pages, self.track_dirty_pages);
         set(&mut changed.huge_pages, self.huge_pages);
-        set(&mut changed.transport, self.transport);
+        changed.transport = self.transport.or(changed.transport);
         changed
     }
 }

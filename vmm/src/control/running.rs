@@ -178,6 +178,7 @@ impl Running {
         }
         let update = BlockUpdate {
             path: patch.path_on_host.clone(),
+            reopen: true,
             limits: patch.rate_limiter.unwrap_or_default(),
         };
         let change = Change {

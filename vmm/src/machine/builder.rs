@@ -160,7 +160,7 @@ impl<'a> MachineBuilder<'a> {
 
     /// What the machine's virtio devices are on.
     fn device_bus(&self, devices: usize) -> Result<DeviceBus, ConfigError> {
-        let transport = self.config.machine_config.transport;
+        let transport = self.config.transport();
         match (devices, transport) {
             (0, _) => Ok(DeviceBus::None),
             (_, Transport::Pci) => Ok(DeviceBus::Pci),

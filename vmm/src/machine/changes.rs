@@ -46,6 +46,7 @@ pub fn changes(from: &VmConfig, to: &VmConfig) -> Changes {
         // Also where nothing differs: the file may have another size now.
         let update = BlockUpdate {
             path: wanted.path_on_host.clone(),
+            reopen: false,
             limits: whole(wanted.rate_limiter.as_ref()),
         };
         updates.push((format!("block_{}", drive.drive_id), Update::Block(update)));

@@ -45,6 +45,7 @@ use devices::virtio::console::Input;
 use devices::virtio::{Backend, Counters, SharedWorker, Update, UpdateError};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::events::Event;
 use crate::exit::ExitReason;
 use crate::kick;
 use crate::memory::{GuestMemory, THREAD_STACK};
@@ -88,6 +89,19 @@ impl Attached {
             worker: SharedWorker::new(device),
             kicks,
         })
+    }
+
+    /// Has everybody who listens to events hear of it when the device needs a reset.
+    fn watch(&self, timeline: Arc<Timeline>) {
+        let device = self.name.clone();
+        let watcher = move |problem: &str| {
+            timeline.events().tell(&Event::Device {
+                device: device.clone(),
+                problem: problem.to_owned(),
+                wall_us: timeline.now_us(),
+            });
+        };
+        self.worker.lock().watch(Box::new(watcher));
     }
 
     /// What its transport is given of it.
@@ -138,6 +152,7 @@ impl Machine {
         }
         let mut threads = BTreeMap::<&str, Vec<IoDevice>>::new();
         for device in &self.attached {
+            device.watch(self.shared.timeline.clone());
             let name = device.thread.as_deref().unwrap_or(specs::IO);
             let served = IoDevice::new(device.worker.clone(), device.kicks.clone());
             threads.entry(name).or_default().push(served);

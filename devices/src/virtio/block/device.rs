@@ -121,7 +121,7 @@ impl VirtioDevice for Block {
         };
         self.quiesce();
         let swapped = match &update.path {
-            Some(path) => self.swap(path.clone())?,
+            Some(path) => self.swap(path.clone(), update.reopen)?,
             None => false,
         };
         if let Err(error) = self.disk.measure() {

@@ -72,6 +72,8 @@ impl BlockError {
 pub struct BlockUpdate {
     /// The disk's file. If that is another path than before, and another file, it takes its place, opened in the same way.
     pub path: Option<PathBuf>,
+    /// Whether a file that is new at the path of before takes the place too. Who only wants other limits does not want that.
+    pub reopen: bool,
     /// Other limits. A bucket that is not given stays as it is; one of size 0 is no limit.
     pub limits: RateLimiterConfig,
 }

@@ -27,8 +27,9 @@ impl Block {
         }
     }
 
-    /// Brings another file into the disk's place, unless it is the same. Nothing is under way.
-    pub(super) fn swap(&mut self, path: PathBuf) -> Result<bool, UpdateError> {
+    /// Brings another file into the disk's place, unless it is the same, or has the same path and is not asked for by
+    /// `reopen`. Nothing is under way.
+    pub(super) fn swap(&mut self, path: PathBuf, reopen: bool) -> Result<bool, UpdateError> {
         let options = DiskOptions {
             path,
             ..self.options.disk.clone()
@@ -42,7 +43,7 @@ impl Block {
             }
             _ => false,
         };
-        if options.path == self.options.disk.path {
+        if options.path == self.options.disk.path && !reopen {
             if !same {
                 // A guest that has the disk mounted must not find another one because somebody wanted other limits.
                 log::warn!(

@@ -92,13 +92,20 @@ fn a_disk_grows_shrinks_and_is_replaced() {
         // A file that has taken the place of the one that is open does not become the guest's disk by itself.
         fs::rename(&other, fixture.dir.path().join("moved")).unwrap();
         fs::write(&other, [0x88; 512 * 4]).unwrap();
-        let again = BlockUpdate {
+        let mut again = BlockUpdate {
             path: Some(other),
             ..BlockUpdate::default()
         };
-        fixture.update(again).unwrap();
+        fixture.update(again.clone()).unwrap();
         assert_eq!(fixture.request(0, 2, 512, true), 0);
         assert_eq!((fixture.data(0, 1), capacity(&fixture)), (vec![0x77], 3));
+        // Unless that is asked for, any number of times.
+        again.reopen = true;
+        for _ in 0..2 {
+            fixture.update(again.clone()).unwrap();
+            assert_eq!(fixture.request(0, 2, 512, true), 0);
+            assert_eq!((fixture.data(0, 1), capacity(&fixture)), (vec![0x88], 4));
+        }
         assert!(fixture.update(BlockUpdate::default()).is_ok());
         let error = fixture
             .worker
@@ -133,7 +140,11 @@ fn limits_hold_requests_up() {
             bandwidth: None,
             ops: bucket(0),
         };
-        fixture.update(BlockUpdate { path: None, limits }).unwrap();
+        let update = BlockUpdate {
+            limits,
+            ..BlockUpdate::default()
+        };
+        fixture.update(update).unwrap();
         fixture.serve();
         assert_eq!(fixture.driver.used().len(), 2);
     }
