@@ -162,8 +162,9 @@ fn listen_at(path: &Path) -> io::Result<UnixListener> {
         if mode & 0o777 != MODE {
             fs::set_permissions(path, Permissions::from_mode(MODE))?;
         }
+        // As many as the kernel allows (net.core.somaxconn): a client that does not wait gets EAGAIN where the queue is full.
         // SAFETY: no memory is involved.
-        if unsafe { libc::listen(socket.as_raw_fd(), libc::SOMAXCONN) } != 0 {
+        if unsafe { libc::listen(socket.as_raw_fd(), libc::c_int::MAX) } != 0 {
             return Err(io::Error::last_os_error());
         }
         Ok(())
@@ -177,7 +178,7 @@ fn listen_at(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-fn new_socket(kind: libc::c_int) -> io::Result<OwnedFd> {
+pub(super) fn new_socket(kind: libc::c_int) -> io::Result<OwnedFd> {
     // SAFETY: no memory is involved.
     let fd = unsafe { libc::socket(libc::AF_UNIX, kind | libc::SOCK_CLOEXEC, 0) };
     if fd < 0 {

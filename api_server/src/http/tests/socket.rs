@@ -7,7 +7,7 @@ use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
 
-use super::super::socket::{BindError, Socket};
+use super::super::socket::{self, BindError, Socket};
 
 fn mode(path: &Path) -> u32 {
     fs::symlink_metadata(path).unwrap().permissions().mode() & 0o7777
@@ -169,4 +169,25 @@ fn one_of_many_gets_it() {
         );
         UnixStream::connect(&path).unwrap();
     }
+}
+
+/// Clients that come all at once, before any is accepted, and do not wait.
+#[test]
+fn many_can_wait_to_be_accepted() {
+    let most = fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
+    let many = most.trim().parse::<usize>().unwrap().min(400);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a");
+    let _socket = Socket::bind(&path).unwrap();
+    let _clients: Vec<_> = (0..many)
+        .map(|_| {
+            let client = socket::new_socket(libc::SOCK_STREAM | libc::SOCK_NONBLOCK).unwrap();
+            let (address, length) = socket::address(&path);
+            // SAFETY: the address is a whole sockaddr_un of which `length` bytes count, and outlives the call.
+            let result =
+                unsafe { libc::connect(client.as_raw_fd(), (&raw const address).cast(), length) };
+            assert_eq!(result, 0);
+            client
+        })
+        .collect();
 }
