@@ -144,6 +144,28 @@ fn a_base_that_others_can_change_is_refused() {
 }
 
 #[test]
+fn a_file_system_without_devices_or_programs_is_refused() {
+    let place = Place::new();
+    for option in ["nodev", "noexec", "ro"] {
+        // In a mount namespace that goes with the shell.
+        let mut command = Command::new("unshare");
+        let script = r#"mount -t tmpfs -o "$1",mode=755 none "$2" && shift 2 && exec "$@""#;
+        command
+            .args(["-m", "sh", "-c", script, "sh", option])
+            .arg(place.base());
+        let jailer = place.jailer::<&str>(&[]);
+        command.arg(jailer.get_program()).args(jailer.get_args());
+        let output = command.output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(REFUSED), "{text}");
+        let why = format!(
+            "base is on a file system that is mounted {option}; give a directory on another\n"
+        );
+        assert!(text.ends_with(&why), "{text}");
+    }
+}
+
+#[test]
 fn exec_files_that_are_none() {
     let place = Place::new();
     let path = |name: &str| place.text(&format!("bin/{name}"));

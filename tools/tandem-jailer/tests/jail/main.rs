@@ -64,6 +64,14 @@ impl Place {
             "jails are made by root: run this test as root, or by tools/test"
         );
         let dir = TempDir::new().unwrap();
+        // Directories for temporary files are often mounted nodev, and not every file system has device nodes.
+        let mount = ["-t", "tmpfs", "-o", "mode=755", "jails"];
+        let status = Command::new("mount")
+            .args(mount)
+            .arg(dir.path())
+            .status()
+            .unwrap();
+        assert!(status.success(), "root can mount a tmpfs");
         fs::create_dir(dir.path().join("base")).unwrap();
         fs::create_dir(dir.path().join("bin")).unwrap();
         // Control groups have no directory of the test's own: the name does it.
@@ -171,6 +179,15 @@ impl Place {
             inmate.pid = pid.parse().expect("a number and nothing else");
         }
         inmate
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = Command::new("umount")
+            .arg("-l")
+            .arg(self.dir.path())
+            .status();
     }
 }
 
