@@ -6,6 +6,7 @@
 //! | `commands`  | shell commands in a guest, and what its toolbox holds                            |
 //! | `console`   | a virtio console in place of the serial port                                     |
 //! | `cpu`       | CPU templates: flags and bugs in the kernel's own words                          |
+//! | `jailer`    | a VM in a jail: what the host shows of its process, and what it reaches          |
 //! | `kernels`   | (the kernels, and what they need)                                                |
 //! | `block`     | disks: what is written, read, discarded, flushed is so in the image              |
 //! | `boots`     | kernels, formats, vCPUs, memory: init is reached and sees the right machine       |
@@ -28,6 +29,7 @@ mod console;
 mod cpu;
 #[path = "../micro/guest.rs"]
 mod guest;
+mod jailer;
 mod kernels;
 mod lifecycle;
 mod lost;

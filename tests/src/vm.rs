@@ -35,6 +35,8 @@ pub struct VmBuilder {
     /// User and group that it runs as.
     user: Option<(u32, u32)>,
     control: Control,
+    /// What `tandem-jailer` is told, if it runs in a jail.
+    jail: Option<Vec<OsString>>,
 }
 
 /// By what the process is told what to do.
@@ -62,6 +64,7 @@ impl VmBuilder {
             document: None,
             user: None,
             control: Control::File,
+            jail: None,
         }
     }
 
@@ -183,6 +186,43 @@ impl VmBuilder {
         self
     }
 
+    /// Runs it in a jail below `base`, as an ordinary user, who is shown configuration, kernel and initrd there; `more` is what
+    /// `tandem-jailer` is told besides. To be called when kernel and initrd are chosen; other paths are to be the jail's.
+    ///
+    /// # Panics
+    /// There is no room for a copy of the program.
+    #[must_use]
+    pub fn jailed<S: AsRef<OsStr>>(mut self, base: &Path, user: u32, more: &[S]) -> Self {
+        // What Cargo has built is a hard link, which the jailer refuses.
+        let program = self.path("tandem-vmm");
+        fs::copy(program::tandem_vmm(), &program).expect("there is room for a copy");
+        let user = user.to_string();
+        let mut args: Vec<OsString> = ["--id", "vm", "--uid", &user, "--gid", &user]
+            .map(OsString::from)
+            .to_vec();
+        args.extend(["--exec-file".into(), program.into_os_string()]);
+        args.extend(["--chroot-base-dir".into(), base.into()]);
+        let mut show = |path: &Path, name: &str| {
+            let mut bind = path.as_os_str().to_owned();
+            bind.push(":");
+            bind.push(name);
+            args.extend(["--ro-bind".into(), bind]);
+        };
+        show(&self.path("vm.json"), "/vm.json");
+        for (field, name) in [("kernel_image_path", "/kernel"), ("initrd_path", "/initrd")] {
+            let value = &mut self.config["boot-source"][field];
+            let Some(path) = value.as_str() else {
+                continue;
+            };
+            let real = fs::canonicalize(path).expect("the file is there");
+            show(&real, name);
+            *value = json!(name);
+        }
+        args.extend(more.iter().map(|word| word.as_ref().to_owned()));
+        self.jail = Some(args);
+        self
+    }
+
     /// Standard output; without this it is collected.
     #[must_use]
     pub fn stdout(mut self, stdout: impl Into<Stdio>) -> Self {
@@ -205,14 +245,19 @@ impl VmBuilder {
             .clone()
             .unwrap_or_else(|| self.config.to_string().into_bytes());
         fs::write(&config, document).expect("the configuration can be written");
-        let program = match self.user {
-            Some(_) => self.path("tandem-vmm"),
-            None => program::tandem_vmm().to_owned(),
+        let (mut command, config) = match (&self.jail, self.user) {
+            (Some(jail), _) => {
+                let mut command = Command::new(program::tandem_jailer());
+                command.args(jail).arg("--");
+                (command, PathBuf::from("/vm.json"))
+            }
+            (None, Some((user, group))) => {
+                let mut command = Command::new(self.path("tandem-vmm"));
+                command.uid(user).gid(group);
+                (command, config)
+            }
+            (None, None) => (Command::new(program::tandem_vmm()), config),
         };
-        let mut command = Command::new(program);
-        if let Some((user, group)) = self.user {
-            command.uid(user).gid(group);
-        }
         match self.control {
             Control::File => command.arg("--no-api"),
             _ => command.arg("--api-sock").arg(self.path(SOCKET)),
