@@ -2,9 +2,9 @@
 //! tested with the jailer itself (`tools/tandem-jailer/tests`); here it is a VM process that has to work in it.
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -15,6 +15,7 @@ use tempfile::TempDir;
 use tests::artifacts::artifact;
 use tests::guest_shell::GuestShell;
 use tests::patience;
+use tests::program::{tandem_jailer, tandem_vmm};
 use tests::vm::VmBuilder;
 
 use crate::kernels::{Kernel, commands};
@@ -157,6 +158,16 @@ fn group(pid: u32) -> PathBuf {
     Path::new("/sys/fs/cgroup").join(path)
 }
 
+/// A process that nothing else ends if the test fails.
+struct Daemon(u32);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // SAFETY: kill takes no pointer. The number is that of a process in a jail, or was a moment ago.
+        unsafe { libc::kill(self.0 as libc::pid_t, libc::SIGKILL) };
+    }
+}
+
 /// Waits until nothing is left in a group, and removes it.
 fn end_of(group: &Path) {
     let deadline = Instant::now() + patience();
@@ -284,6 +295,7 @@ fn a_daemon_in_namespaces_of_its_own_boots_and_stops() {
     let root = base.root();
     let pid = fs::read_to_string(root.join("tandem-vmm.pid")).unwrap();
     let pid: u32 = pid.parse().unwrap();
+    let daemon = Daemon(pid);
     let console = || fs::read_to_string(root.join("run/console")).unwrap_or_default();
     let log = || fs::read_to_string(root.join("run/log")).unwrap_or_default();
     let deadline = Instant::now() + patience();
@@ -320,10 +332,56 @@ fn a_daemon_in_namespaces_of_its_own_boots_and_stops() {
     // SAFETY: kill takes no pointer; the process is the jail's, which nothing else ends.
     assert_eq!(unsafe { libc::kill(pid as libc::pid_t, libc::SIGTERM) }, 0);
     end_of(&group);
+    std::mem::forget(daemon);
     assert!(
         console().contains("POWERBUTTON"),
         "{}\n{}",
         console(),
         log()
     );
+}
+
+/// Without a configuration, the VM process waits in its jail for requests: a client connects to the socket that it makes there.
+#[test]
+fn a_client_reaches_the_control_socket_of_a_jail() {
+    let base = Base::new();
+    let dir = TempDir::new().unwrap();
+    let program = dir.path().join("tandem-vmm");
+    fs::copy(tandem_vmm(), &program).unwrap();
+    let user = USER.to_string();
+    let output = Command::new(tandem_jailer())
+        .args(["--id", "vm", "--uid", &user, "--gid", &user, "--new-pid-ns"])
+        .args(["--daemonize", "--chroot-base-dir"])
+        .args([base.0.path(), Path::new("--exec-file"), &program])
+        .args(["--", "--api-sock", "/run/firecracker.socket"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), text.as_ref()), (Some(0), ""));
+    let root = base.root();
+    let pid = fs::read_to_string(root.join("tandem-vmm.pid")).unwrap();
+    let daemon = Daemon(pid.parse().unwrap());
+    let socket = root.join("run/firecracker.socket");
+    let deadline = Instant::now() + patience();
+    let mut client = loop {
+        match UnixStream::connect(&socket) {
+            Ok(client) => break client,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+        thread::sleep(Duration::from_millis(5));
+    };
+    assert_eq!(socket.metadata().unwrap().uid(), USER);
+    client
+        .write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        .unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert!(answer.contains("\"id\":\"vm\""), "{answer}");
+    drop(daemon);
+    let deadline = Instant::now() + patience();
+    while proc(pid.parse().unwrap(), "root").read_link().is_ok() {
+        assert!(Instant::now() < deadline, "it does not end");
+        thread::sleep(Duration::from_millis(5));
+    }
 }
