@@ -5,6 +5,8 @@ and names are often those of devices that are there. What would end the process 
 has to stand out.
 """
 
+import atexit
+import collections
 import os
 import socket
 import zlib
@@ -16,8 +18,10 @@ SOCKET = os.environ["TANDEM_SOCKET"]
 # Names of what the VM has.
 DRIVES = ["root", "data", "image"]
 INTERFACES = ["eth0", "eth1"]
-# Ways to end the VM.
-ENDS = ["Reset", "Stop"]
+# Files that are there.
+KERNEL, IMAGES = "/guest", ["/root.img", "/data.img", "/other.img"]
+# Actions that would leave the phase that is tried.
+ENDS = os.environ["TANDEM_API_LEAVE_OUT"].split()
 
 
 def connect(self):
@@ -44,5 +48,36 @@ def before_call(context, case, kwargs):
                 path[name] = known[chance // 4 % len(known)]
             if isinstance(body, dict) and chance % 8 > 0:
                 body[name] = path[name]
-    if isinstance(body, dict) and body.get("action_type") in ENDS:
-        body["action_type"] = "FlushMetrics"
+    if isinstance(body, dict):
+        if body.get("action_type") in ENDS:
+            body["action_type"] = "FlushMetrics"
+        for part in (body, body.get("boot-source"), *listed(body.get("drives"))):
+            if isinstance(part, dict) and chance % 8 > 0:
+                exist(part, chance // 8)
+
+
+def listed(value):
+    return value if isinstance(value, list) else []
+
+
+def exist(part, chance):
+    """Paths of what has to be there are those of what is there."""
+    for name, there in (("kernel_image_path", KERNEL), ("initrd_path", IMAGES[0]), ("path_on_host", IMAGES[chance % len(IMAGES)])):
+        if isinstance(part.get(name), str):
+            part[name] = there
+
+
+# Answers of each operation by their status, for the summary.
+COUNTS = collections.Counter()
+
+
+@schemathesis.hook
+def after_call(context, case, response):
+    COUNTS[case.method.upper(), case.operation.path, response.status_code] += 1
+
+
+@atexit.register
+def summary():
+    with open(os.environ["TANDEM_API_COUNTS"], "w") as file:
+        for (method, path, status), count in sorted(COUNTS.items()):
+            print(method, path, status, count, file=file)
