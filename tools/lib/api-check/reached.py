@@ -4,8 +4,16 @@ import sys
 
 import yaml
 
-# Streams without an end, which schemathesis would wait for.
-NOT_TRIED = {("GET", "/events")}
+# Streams without an end, which schemathesis would wait for, and what is still to come.
+NOT_TRIED = {
+    ("GET", "/events"),
+    ("DELETE", "/drives/{drive_id}"),
+    ("DELETE", "/network-interfaces/{iface_id}"),
+    ("GET", "/mmds"),
+    ("PUT", "/mmds"),
+    ("PATCH", "/mmds"),
+    ("PUT", "/mmds/config"),
+}
 
 document = yaml.safe_load(open(sys.argv[1]))
 answers = {}
