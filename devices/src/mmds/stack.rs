@@ -197,10 +197,7 @@ impl Stack {
         }
         if self.connections.len() >= CONNECTIONS {
             let all = self.connections.iter().enumerate();
-            let worst = all.min_by_key(|(_, connection)| {
-                let over = self.socket(connection).state() == State::TimeWait;
-                (!over, connection.moved)
-            });
+            let worst = all.min_by_key(|(_, connection)| connection.moved);
             if let Some(index) = worst.map(|(index, _)| index) {
                 let connection = self.connections.swap_remove(index);
                 self.remove(connection);
@@ -252,9 +249,13 @@ impl Stack {
                 break;
             }
         }
+        // The last acknowledgement is among the frames now, if there was room for it. Nothing of the connection is on a way on
+        // which it could be late, so nothing is waited for.
+        let all_said = self.wire.sent.len() < FRAMES;
         let mut index = 0;
         while let Some(connection) = self.connections.get(index) {
-            if self.socket(connection).state() == State::Closed {
+            let state = self.socket(connection).state();
+            if state == State::Closed || state == State::TimeWait && all_said {
                 let connection = self.connections.swap_remove(index);
                 self.remove(connection);
             } else {
