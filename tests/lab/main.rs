@@ -13,6 +13,7 @@
 //! | `lifecycle` | reboot, panic, power button, console                                             |
 //! | `messages`  | the kernels find nothing wrong with the machine                                  |
 //! | `transports` | virtio devices over PCI and over MMIO, found and driven by the kernels' own drivers |
+//! | `mmds`      | the metadata service, read by the guest's own programs                           |
 //! | `net`       | network devices: taps, passt, queues, offloads, links that are lost                |
 //! | `server`    | a Debian server's disk, which knows nothing of Tandem: network, shutdown, file system |
 //! | `lost`      | a vCPU that cannot go on                                                         |
@@ -34,6 +35,7 @@ mod kernels;
 mod lifecycle;
 mod lost;
 mod messages;
+mod mmds;
 mod net;
 mod server;
 mod transports;

@@ -77,7 +77,7 @@ impl Tap {
 
     /// Boots a guest with an interface at this tap, and gives it its address.
     #[track_caller]
-    fn boot(&self, builder: VmBuilder, fields: Value) -> GuestShell {
+    pub fn boot(&self, builder: VmBuilder, fields: Value) -> GuestShell {
         let shell = boot(builder, &self.name, fields);
         self.up(shell)
     }
@@ -116,7 +116,7 @@ fn boot(mut builder: VmBuilder, tap: &str, fields: Value) -> GuestShell {
 
 /// The device's counters at the end.
 #[track_caller]
-fn power_off(shell: GuestShell) -> Value {
+pub fn power_off(shell: GuestShell) -> Value {
     let ended = shell.power_off();
     let text = fs::read_to_string(ended.path("metrics")).expect("there are counters");
     let last = text.lines().last().expect("a line");

@@ -3,15 +3,18 @@
 //! [`Vmm::handle`](crate::control::Vmm::handle) takes a [`Request`]. What it says depends on the phase: before the start the VM
 //! is put together piece by piece, from then on it runs. A request in the wrong phase is refused by name.
 
+pub use devices::mmds::StoreError;
 use devices::virtio::{Counters, UpdateError};
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::config::patch::{
     BalloonPatch, BalloonStatisticsPatch, DrivePatch, InterfacePatch, MachinePatch,
 };
 use crate::config::{
     BalloonConfig, BootSource, ConfigError, CpuConfig, DriveConfig, EntropyConfig, LoggerConfig,
-    MachineConfig, MetricsConfig, NetworkInterface, SerialConfig, VmConfig, VsockConfig,
+    MachineConfig, MetricsConfig, MmdsConfig, NetworkInterface, SerialConfig, VmConfig,
+    VsockConfig,
 };
 use crate::control::StartError;
 use crate::timeline::Mark;
@@ -32,6 +35,12 @@ pub enum Request {
     Timeline,
     /// What the devices have done: [`Response::Counters`].
     Counters,
+    /// The metadata service's document: [`Response::Mmds`].
+    Mmds,
+    /// Another document in its place.
+    PutMmds(Value),
+    /// Changes it (JSON Merge Patch, RFC 7396).
+    PatchMmds(Value),
 
     // Before the start.
     /// The whole configuration, in place of all that was given before.
@@ -54,6 +63,8 @@ pub enum Request {
     PutEntropy(EntropyConfig),
     /// The balloon.
     PutBalloon(BalloonConfig),
+    /// Which interfaces reach the metadata service.
+    PutMmdsConfig(MmdsConfig),
     /// Where the serial port's output goes.
     PutSerial(SerialConfig),
     /// Where the log goes; at once.
@@ -111,6 +122,8 @@ pub enum Response {
     Timeline(Boot),
     /// Counters of each device, by its name.
     Counters(Vec<(String, Counters)>),
+    /// The metadata service's document. `None` where there was none yet.
+    Mmds(Option<Value>),
 }
 
 /// The process and its guest, in short.
@@ -180,6 +193,9 @@ pub enum RequestError {
         /// Why not.
         error: UpdateError,
     },
+    /// The metadata service's document cannot be that.
+    #[error(transparent)]
+    Mmds(#[from] StoreError),
     /// Something else is in the way; the text says what, and what to do.
     #[error("{0}")]
     Refused(String),
@@ -195,6 +211,10 @@ impl Request {
             Self::Balloon => "looking at the balloon",
             Self::Timeline => "looking at the boot timeline",
             Self::Counters => "looking at counters",
+            Self::Mmds => "looking at the metadata",
+            Self::PutMmds(_) => "giving metadata",
+            Self::PatchMmds(_) => "changing the metadata",
+            Self::PutMmdsConfig(_) => "configuring the metadata service",
             Self::PutConfig(_) => "giving a configuration",
             Self::PutBootSource(_) => "configuring the boot source",
             Self::PutMachineConfig(_) | Self::PatchMachineConfig(_) => "configuring the machine",

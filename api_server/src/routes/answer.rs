@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 use vmm::config::VmConfig;
 use vmm::control;
-use vmm::request::Response;
+use vmm::request::{RequestError, Response, StoreError};
 
 use super::{FIRECRACKER_VERSION, fault};
 use crate::http;
@@ -12,7 +12,7 @@ use crate::http;
 /// What the VM said.
 pub type Told = control::Answer;
 
-/// Answer to what the VM said: 200 with a document, 204, or 400.
+/// Answer to what the VM said: 200 with a document, 204, 400, or 413 for metadata that are too large.
 pub fn document(told: Told) -> http::Response {
     match told {
         Ok(Response::Done) => http::Response::empty(204),
@@ -23,6 +23,9 @@ pub fn document(told: Told) -> http::Response {
         Ok(Response::BalloonStatistics(counters)) => json(&statistics(&counters)),
         Ok(Response::Timeline(boot)) => json(&boot),
         Ok(Response::Counters(counters)) => json(&counters),
+        // Firecracker's clients look for an object before there is one.
+        Ok(Response::Mmds(document)) => json(&document.unwrap_or_else(|| json!({}))),
+        Err(error @ RequestError::Mmds(StoreError::TooLarge)) => fault(413, &error.to_string()),
         Err(error) => fault(400, &error.to_string()),
     }
 }

@@ -73,6 +73,11 @@ pub fn balloon(input: Input) -> Result<Call, Fault> {
     Ok(Request::PutBalloon(input.object()?).into())
 }
 
+/// `PUT /mmds/config`.
+pub fn mmds(input: Input) -> Result<Call, Fault> {
+    Ok(Request::PutMmdsConfig(input.object()?).into())
+}
+
 /// `PUT /logger`.
 pub fn logger(input: Input) -> Result<Call, Fault> {
     Ok(Request::PutLogger(input.object()?).into())

@@ -1,6 +1,7 @@
 //! Requests to a VM that runs, and those that look at it.
 
 use serde::Deserialize;
+use serde_json::{Map, Value};
 use vmm::config::patch::{DrivePatch, InterfacePatch};
 use vmm::request::Request;
 
@@ -114,6 +115,23 @@ pub fn interface(input: Input) -> Result<Call, Fault> {
     let patch: InterfacePatch = input.object()?;
     same_id(input.id, "iface_id", &patch.iface_id)?;
     Ok(Request::PatchInterface(patch).into())
+}
+
+/// `GET /mmds`.
+pub fn metadata(_input: Input) -> Result<Call, Fault> {
+    Ok(Request::Mmds.into())
+}
+
+/// `PUT /mmds`.
+pub fn put_metadata(input: Input) -> Result<Call, Fault> {
+    let document: Map<String, Value> = input.object()?;
+    Ok(Request::PutMmds(document.into()).into())
+}
+
+/// `PATCH /mmds`.
+pub fn patch_metadata(input: Input) -> Result<Call, Fault> {
+    let patch: Map<String, Value> = input.object()?;
+    Ok(Request::PatchMmds(patch.into()).into())
 }
 
 /// `PATCH /balloon`.

@@ -28,6 +28,7 @@ impl Fixture {
             host: Host {
                 kernel_cache: dir.path().into(),
                 boot_timer: false,
+                mmds: Default::default(),
             },
             grace: Duration::ZERO,
             timeline: Arc::new(Timeline::new(Start::now(), Launch::default())),
@@ -411,6 +412,53 @@ fn what_is_wrong_is_named_and_changes_nothing() {
             .refused("PUT", "/metrics", &metrics.to_string())
             .contains("is set already")
     );
+}
+
+#[test]
+fn metadata_are_replaced_patched_and_shown() {
+    let mut fixture = Fixture::new();
+    assert_eq!(fixture.get("/mmds"), json!({}));
+    let fault = fixture.refused("PATCH", "/mmds", r#"{"a": 1}"#);
+    assert_eq!(fault, "The MMDS data store is not initialized.");
+    fixture.put("/mmds", json!({"a": {"b": 1, "c": [null]}, "d": null}));
+    let answer = fixture.send("PATCH", "/mmds", r#"{"a": {"b": null, "e": "f"}}"#);
+    assert_eq!(answer, Response::empty(204));
+    let expected = json!({"a": {"c": [null], "e": "f"}, "d": null});
+    assert_eq!(fixture.get("/mmds"), expected);
+    for body in ["1", "[]", "null", "", "{", "{} {}"] {
+        fixture.refused("PUT", "/mmds", body);
+        fixture.refused("PATCH", "/mmds", body);
+    }
+    let large = json!({"a": "x".repeat(51_200)}).to_string();
+    for method in ["PUT", "PATCH"] {
+        let answer = fixture.send(method, "/mmds", &large);
+        assert_eq!(answer.status, 413, "{}", text(&answer));
+    }
+    assert_eq!(fixture.get("/mmds"), expected);
+}
+
+#[test]
+fn metadata_need_an_interface() {
+    let mut fixture = Fixture::new();
+    let config = json!({"network_interfaces": ["eth0"], "version": "V2"});
+    let fault = fixture.refused("PUT", "/mmds/config", &config.to_string());
+    assert!(
+        fault.starts_with("mmds-config.network_interfaces[0]: is \"eth0\""),
+        "{fault}"
+    );
+    fixture.put(
+        "/network-interfaces/eth0",
+        json!({"iface_id": "eth0", "host_dev_name": "tap0"}),
+    );
+    fixture.put("/mmds/config", config);
+    let expected = json!({"network_interfaces": ["eth0"], "version": "V2", "imds_compat": false});
+    assert_eq!(fixture.get("/vm/config")["mmds-config"], expected);
+    let bad = json!({"network_interfaces": ["eth0"], "ipv4_address": "10.0.0.1"}).to_string();
+    fixture.refused("PUT", "/mmds/config", &bad);
+    // An interface that it is at cannot become one that it cannot be at.
+    let kernel = json!({"iface_id": "eth0", "host_dev_name": "tap0", "backend": "vhost-net"});
+    fixture.refused("PUT", "/network-interfaces/eth0", &kernel.to_string());
+    assert_eq!(fixture.get("/vm/config")["mmds-config"], expected);
 }
 
 #[test]

@@ -37,6 +37,7 @@ fn section(path: &'static str) -> Reader {
         let mut document = json!({
             "boot-source": {"kernel_image_path": "k"},
             "machine-config": {"vcpu_count": 32, "mem_size_mib": 16 << 20},
+            "network-interfaces": [{"iface_id": "eth0", "host_dev_name": "tap0"}],
         });
         for (name, section) in fields(&inside) {
             document[name] = section.clone();
@@ -99,6 +100,7 @@ fn readers() -> Vec<(&'static str, Reader)> {
         ("Drive", section("drives/0")),
         ("NetworkInterface", section("network-interfaces/0")),
         ("Vsock", section("vsock")),
+        ("MmdsConfig", section("mmds-config")),
         ("Balloon", section("balloon")),
         ("EntropyDevice", section("entropy")),
         ("Logger", section("logger")),

@@ -13,10 +13,6 @@ use super::{expected, fields};
 const TO_COME: &[(&str, &str)] = &[
     ("DELETE", "/drives/{drive_id}"),
     ("DELETE", "/network-interfaces/{iface_id}"),
-    ("GET", "/mmds"),
-    ("PUT", "/mmds"),
-    ("PATCH", "/mmds"),
-    ("PUT", "/mmds/config"),
 ];
 
 /// An operation of the document.

@@ -22,6 +22,7 @@ const KNOWN: &[&str] = &[
     "maxItems",
     "maxLength",
     "maximum",
+    "minItems",
     "minLength",
     "minimum",
     "pattern",
@@ -85,6 +86,7 @@ impl Document {
                 Regex::new(rule.as_str().unwrap()).unwrap().is_match(text)
             }
             ("maxItems", Value::Array(items)) => items.len() as u64 <= rule.as_u64().unwrap(),
+            ("minItems", Value::Array(items)) => items.len() as u64 >= rule.as_u64().unwrap(),
             ("items", Value::Array(items)) => items.iter().all(|item| self.allows(rule, item)),
             ("required", Value::Object(fields)) => {
                 list().all(|name| fields.contains_key(name.as_str().unwrap()))
@@ -198,6 +200,9 @@ const STRINGS: &[&str] = &[
     "06-00-c0-a8-00-02",
     "169.254.0.1",
     "10.0.0.1",
+    "169.254.169.254",
+    "169.254.255.1",
+    "169.254.1.256",
     "0b1",
     "0x1",
 ];

@@ -41,6 +41,7 @@ impl Echo {
             host: Host {
                 kernel_cache: "/nonexistent".into(),
                 boot_timer: false,
+                mmds: Default::default(),
             },
             grace: Duration::ZERO,
             timeline: Arc::new(Timeline::new(Start::now(), Launch::default())),

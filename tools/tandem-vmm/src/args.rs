@@ -50,6 +50,15 @@ pub struct Args {
     )]
     pub api_sock: Option<PathBuf>,
 
+    /// What the guest reads from the metadata service at first (JSON)
+    #[arg(long, value_name = "PATH")]
+    pub metadata: Option<PathBuf>,
+
+    /// Most bytes that the metadata may have as JSON [default: as
+    /// --http-api-max-payload-size]
+    #[arg(long, value_name = "BYTES", verbatim_doc_comment)]
+    pub mmds_size_limit: Option<usize>,
+
     /// Run without a control socket, as with a --config-file and no --api-sock
     #[arg(long, requires = "config_file")]
     pub no_api: bool,
@@ -149,6 +158,12 @@ pub fn in_one_line(error: &clap::Error) -> String {
 }
 
 impl Args {
+    /// Bytes that the metadata may have.
+    pub fn mmds_size_limit(&self) -> usize {
+        self.mmds_size_limit
+            .unwrap_or(self.http_api_max_payload_size)
+    }
+
     /// Where decompressed kernels are kept.
     pub fn kernel_cache(&self) -> PathBuf {
         self.kernel_cache.clone().unwrap_or_else(default_cache_dir)

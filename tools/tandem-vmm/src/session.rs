@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use api_server::config::{self, DocumentError, MAX_BYTES};
 use api_server::http::{BindError, Limits, Outbox, Server};
 use api_server::routes::Api;
+use devices::mmds::{Mmds, StoreError};
 use vmm::config::{LoggerConfig, MetricsConfig, VmConfig};
 use vmm::control::{Reload, Setup, StartError, Vmm, in_one_line};
 use vmm::exit::{self, ExitReason};
@@ -28,6 +29,15 @@ pub enum Failure {
     /// The configuration is not valid.
     #[error("{}", .0.display())]
     Config(PathBuf, #[source] DocumentError),
+    /// The document for the metadata service cannot be read.
+    #[error("--metadata: cannot read {}; give the path of a readable file of 1 MiB at most", .0.display())]
+    ReadMetadata(PathBuf, #[source] io::Error),
+    /// It is no JSON.
+    #[error("--metadata: {} is not valid JSON; give a file with a JSON object", .0.display())]
+    Metadata(PathBuf, #[source] serde_json::Error),
+    /// It cannot be what the guest reads.
+    #[error("--metadata: {}; give a JSON object of --mmds-size-limit bytes at most", .0.display())]
+    MetadataRefused(PathBuf, #[source] StoreError),
     /// A file for output cannot be opened.
     #[error("{option}: cannot write to {}; give a path that can be written to", .path.display())]
     Output {
@@ -56,9 +66,12 @@ impl Failure {
     /// Exit code of the process.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::ReadConfig(..) | Self::Config(..) | Self::Output { .. } => {
-                exit::BAD_CONFIGURATION
-            }
+            Self::ReadConfig(..)
+            | Self::Config(..)
+            | Self::ReadMetadata(..)
+            | Self::Metadata(..)
+            | Self::MetadataRefused(..)
+            | Self::Output { .. } => exit::BAD_CONFIGURATION,
             Self::Start(error) => error.exit_code(),
             Self::Signals(_) | Self::Socket(_) | Self::Run(_) => exit::HOST_ERROR,
         }
@@ -83,7 +96,12 @@ pub fn run(args: &Args, start: Start) -> Result<ExitReason, Failure> {
     // Opened now: a guest that ran for days shall not end with "cannot write". What is there stays until there is more to say.
     let timeline_file = args.boot_timeline.as_deref().map(open_report).transpose()?;
 
-    let vmm = Vmm::new(setup(args, timeline.clone())).map_err(Failure::Signals)?;
+    let mmds = Mmds::new(args.mmds_size_limit());
+    if let Some(path) = &args.metadata {
+        read_metadata(path, &mmds)?;
+    }
+    let setup = setup(args, timeline.clone(), mmds);
+    let vmm = Vmm::new(setup).map_err(Failure::Signals)?;
     let vmm = Arc::new(Mutex::new(vmm));
     let server = args.api_socket().map(|path| serve(path, args, &vmm));
     let server = server.transpose()?;
@@ -138,7 +156,7 @@ fn configure(vmm: &Mutex<Vmm>, args: &Args, config: Option<VmConfig>) -> Result<
 }
 
 /// What the VM has of this process.
-fn setup(args: &Args, timeline: Arc<Timeline>) -> Setup {
+fn setup(args: &Args, timeline: Arc<Timeline>, mmds: Mmds) -> Setup {
     let reload = args.config_file.clone().map(|path| -> Reload {
         Box::new(move || read_config(&path).map_err(|failure| in_one_line(&failure)))
     });
@@ -149,6 +167,7 @@ fn setup(args: &Args, timeline: Arc<Timeline>) -> Setup {
         host: Host {
             kernel_cache: args.kernel_cache(),
             boot_timer: args.boot_timer || args.boot_timeline.is_some(),
+            mmds,
         },
         grace: args.stop_timeout,
         timeline,
@@ -182,15 +201,30 @@ fn allow_descriptors() {
 }
 
 fn read_config(path: &Path) -> Result<VmConfig, Failure> {
-    let unreadable = |source| Failure::ReadConfig(path.to_owned(), source);
-    let mut document = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_BYTES + 1).read_to_end(&mut document))
-        .map_err(unreadable)?;
-    if document.len() as u64 > MAX_BYTES {
-        return Err(unreadable(io::ErrorKind::FileTooLarge.into()));
-    }
+    let document =
+        read_document(path).map_err(|source| Failure::ReadConfig(path.to_owned(), source))?;
     config::parse(&document).map_err(|error| Failure::Config(path.to_owned(), error))
+}
+
+/// Gives the metadata service what is in the file.
+fn read_metadata(path: &Path, mmds: &Mmds) -> Result<(), Failure> {
+    let document =
+        read_document(path).map_err(|source| Failure::ReadMetadata(path.to_owned(), source))?;
+    let document = serde_json::from_slice(&document)
+        .map_err(|source| Failure::Metadata(path.to_owned(), source))?;
+    mmds.put(document)
+        .map_err(|source| Failure::MetadataRefused(path.to_owned(), source))
+}
+
+/// Reads a file of [`MAX_BYTES`] at most.
+fn read_document(path: &Path) -> io::Result<Vec<u8>> {
+    let mut document = Vec::new();
+    let file = File::open(path)?;
+    file.take(MAX_BYTES + 1).read_to_end(&mut document)?;
+    if document.len() as u64 > MAX_BYTES {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    Ok(document)
 }
 
 /// Starts the log. The command line has the last word over the configuration's `logger` section, which it is given in turn

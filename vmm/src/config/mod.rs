@@ -12,6 +12,7 @@ mod cpu_config;
 mod drives;
 mod entropy;
 mod machine_config;
+mod mmds;
 mod network_interfaces;
 mod output;
 pub mod patch;
@@ -35,6 +36,7 @@ pub use entropy::EntropyConfig;
 pub use machine_config::{
     CpuTemplate, HugePages, MAX_VCPUS, MIN_MEMORY_MIB, MachineConfig, Transport,
 };
+pub use mmds::MmdsConfig;
 pub use network_interfaces::{MacAddress, NetBackend, NetworkInterface};
 pub use output::{Level, LoggerConfig, MetricsConfig, SerialConfig};
 use unsupported::{Unsupported, absent};
@@ -80,6 +82,13 @@ pub struct VmConfig {
         skip_serializing_if = "Vec::is_empty"
     )]
     pub network_interfaces: Vec<NetworkInterface>,
+    /// The metadata service.
+    #[serde(
+        rename = "mmds-config",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub mmds_config: Option<MmdsConfig>,
 
     /// Disks.
     #[serde(
@@ -104,8 +113,6 @@ pub struct VmConfig {
     pmem: Unsupported,
     #[serde(rename = "memory-hotplug", default, skip_serializing_if = "absent")]
     memory_hotplug: Unsupported,
-    #[serde(rename = "mmds-config", default, skip_serializing_if = "absent")]
-    mmds_config: Unsupported,
 }
 
 /// Firecracker's optional fields may be `null`.
@@ -160,7 +167,7 @@ impl VmConfig {
             console: None,
             pmem: Unsupported,
             memory_hotplug: Unsupported,
-            mmds_config: Unsupported,
+            mmds_config: None,
             cpu_config: None,
         }
     }
@@ -235,6 +242,9 @@ impl VmConfig {
         }
         drives::validate(&self.drives, MAX_VCPUS)?;
         network_interfaces::validate(&self.network_interfaces, MAX_VCPUS)?;
+        if let Some(mmds) = &self.mmds_config {
+            mmds.validate(&self.network_interfaces)?;
+        }
         boot_source::check_length(&self.command_line())
     }
 
@@ -359,7 +369,7 @@ mod tests {
         let json = r#"{"boot-source": {"kernel_image_path": "k"}, "pmem": [{"a": 1}]}"#;
         let error = parse(json).unwrap_err().to_string();
         assert!(error.contains("does not have yet"), "{error}");
-        for section in ["mmds-config"] {
+        for section in ["memory-hotplug", "pmem"] {
             for value in ["{}", "\"x\"", "1", "true"] {
                 let json = format!(
                     r#"{{"boot-source": {{"kernel_image_path": "k"}}, "{section}": {value}}}"#

@@ -65,6 +65,9 @@ impl Draft {
             Request::PutVsock(vsock) => self.change(|config| config.vsock = Some(vsock))?,
             Request::PutEntropy(entropy) => self.change(|config| config.entropy = Some(entropy))?,
             Request::PutBalloon(balloon) => self.change(|config| config.balloon = Some(balloon))?,
+            Request::PutMmdsConfig(mmds) => {
+                self.change(|config| config.mmds_config = Some(mmds))?;
+            }
             Request::PutSerial(serial) => self.change(|config| config.serial = Some(serial))?,
             Request::PutLogger(logger) => self.put_logger(logger, setup)?,
             Request::PutMetrics(metrics) => self.put_metrics(metrics)?,
@@ -81,7 +84,12 @@ impl Draft {
             | Request::Reset
             | Request::Stop => return Err(RequestError::BeforeStart(request.name())),
             // The owner of all phases answers these.
-            Request::Instance | Request::Timeline | Request::Start => {
+            Request::Instance
+            | Request::Timeline
+            | Request::Mmds
+            | Request::PutMmds(_)
+            | Request::PatchMmds(_)
+            | Request::Start => {
                 return Err(RequestError::BeforeStart(request.name()));
             }
         }

@@ -31,6 +31,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use devices::mmds::Mmds;
 use event_manager::{EventOps, Events, MutEventSubscriber};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -122,6 +123,9 @@ impl Vmm {
         match request {
             Request::Instance => return Some(Ok(Response::Instance(self.instance()))),
             Request::Timeline => return Some(Ok(Response::Timeline(self.boot()))),
+            Request::Mmds | Request::PutMmds(_) | Request::PatchMmds(_) => {
+                return Some(metadata(&self.setup.host.mmds, request));
+            }
             _ => {}
         }
         match &mut self.phase {
@@ -300,6 +304,16 @@ impl MutEventSubscriber for Vmm {
             }
         }
     }
+}
+
+/// Requests for the metadata service's document, in every phase.
+fn metadata(mmds: &Mmds, request: Request) -> Answer {
+    match request {
+        Request::PutMmds(document) => mmds.put(document)?,
+        Request::PatchMmds(patch) => mmds.patch(&patch)?,
+        _ => return Ok(Response::Mmds(mmds.document())),
+    }
+    Ok(Response::Done)
 }
 
 /// An error with all its causes, in one line without control characters: a path may have a line feed in it.

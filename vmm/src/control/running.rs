@@ -143,6 +143,7 @@ impl Running {
             | Request::PutVsock(_)
             | Request::PutEntropy(_)
             | Request::PutBalloon(_)
+            | Request::PutMmdsConfig(_)
             | Request::PutSerial(_)
             | Request::PutLogger(_)
             | Request::PutMetrics(_)
@@ -150,6 +151,9 @@ impl Running {
             // Answered elsewhere: by the owner of all phases, or not at once.
             Request::Instance
             | Request::Timeline
+            | Request::Mmds
+            | Request::PutMmds(_)
+            | Request::PatchMmds(_)
             | Request::Pause
             | Request::PatchDrive(_)
             | Request::PatchInterface(_)

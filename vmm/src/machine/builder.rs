@@ -10,6 +10,7 @@ use devices::legacy::i8042::I8042;
 use devices::legacy::pvpanic::PvPanic;
 use devices::legacy::rtc::Rtc;
 use devices::legacy::serial::Serial;
+use devices::mmds::Mmds;
 use devices::virtio::console::Size;
 use devices::{Bus, BusDevice};
 use kvm_bindings::{
@@ -40,6 +41,8 @@ pub struct Host {
     pub kernel_cache: PathBuf,
     /// Whether there is a boot timer device.
     pub boot_timer: bool,
+    /// What the guest reads from the metadata service, if an interface reaches it.
+    pub mmds: Mmds,
 }
 
 /// Builds one machine.
@@ -89,7 +92,7 @@ impl<'a> MachineBuilder<'a> {
         let memory = memory::allocate(machine.memory_bytes(), machine.huge_pages)?;
         self.timeline.mark(Phase::MemoryReady);
 
-        let mut wanted = specs::make(self.config)?;
+        let mut wanted = specs::make(self.config, &self.host.mmds)?;
         let input_space = event()?;
         let mut console = None;
         if self.config.console.is_some() {
@@ -154,6 +157,11 @@ impl<'a> MachineBuilder<'a> {
             shared,
             input: console.map_or(InputSink::Serial(legacy.serial), InputSink::Console),
             events: legacy.events,
+            mmds: self
+                .config
+                .mmds_config
+                .as_ref()
+                .map(|_| self.host.mmds.clone()),
             input_space,
         })
     }

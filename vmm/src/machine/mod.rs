@@ -41,6 +41,7 @@ use std::time::{Duration, Instant};
 
 use devices::acpi::EventRegister;
 use devices::legacy::serial::Serial;
+use devices::mmds::Mmds;
 use devices::virtio::console::Input;
 use devices::virtio::{Backend, Counters, SharedWorker, Update, UpdateError};
 use vmm_sys_util::eventfd::EventFd;
@@ -131,6 +132,8 @@ pub struct Machine {
     input: InputSink,
     events: Arc<EventRegister>,
     input_space: EventFd,
+    /// The metadata service, where an interface reaches it.
+    mmds: Option<Mmds>,
 }
 
 impl Machine {
@@ -271,7 +274,7 @@ impl Machine {
         Some(result)
     }
 
-    /// What each virtio device has done so far, by its name. One that is busy with something long is left out.
+    /// What each virtio device has done so far, by its name, and the metadata service. One that is busy with something long is left out.
     pub fn counters(&self) -> Vec<(&str, Counters)> {
         let deadline = Instant::now() + COUNTERS_PATIENCE;
         let of = |device: &Attached| {
@@ -280,8 +283,9 @@ impl Machine {
             Some(worker.device().counters())
         };
         let all = self.attached.iter();
-        all.filter_map(|device| Some((device.name.as_str(), of(device)?)))
-            .collect()
+        let all = all.filter_map(|device| Some((device.name.as_str(), of(device)?)));
+        let mmds = self.mmds.iter().map(|mmds| ("mmds", mmds.counters()));
+        all.chain(mmds).collect()
     }
 
     /// Makes every vCPU leave the guest, and the devices' threads their wait.

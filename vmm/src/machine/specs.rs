@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use devices::mmds::Mmds;
 use devices::virtio::VirtioDevice;
 use devices::virtio::balloon::Balloon;
 use devices::virtio::block::Block;
@@ -15,7 +16,7 @@ use devices::virtio::vsock::Vsock;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::error::BuildError;
-use crate::config::{ConfigError, NetBackend, NetworkInterface, VmConfig};
+use crate::config::{ConfigError, MmdsConfig, NetBackend, NetworkInterface, VmConfig};
 use crate::console::Output;
 
 /// A device to be.
@@ -35,7 +36,7 @@ pub const IO: &str = "io";
 ///
 /// # Errors
 /// [`BuildError`].
-pub fn make(config: &VmConfig) -> Result<Vec<Spec>, BuildError> {
+pub fn make(config: &VmConfig, mmds: &Mmds) -> Result<Vec<Spec>, BuildError> {
     let mut specs = Vec::new();
     for (index, drive) in config.drives_in_order() {
         let options = drive.options(config.machine_config.vcpu_count);
@@ -46,10 +47,20 @@ pub fn make(config: &VmConfig) -> Result<Vec<Spec>, BuildError> {
             thread: drive.io_thread.clone(),
         });
     }
+    let metadata = config.mmds_config.as_ref();
+    if let Some(metadata) = metadata {
+        mmds.configure(metadata.behaviour());
+    }
     for (index, interface) in config.network_interfaces.iter().enumerate() {
+        let mut device = network_device(index, interface)?;
+        let reaches = |mmds: &&MmdsConfig| mmds.network_interfaces.contains(&interface.iface_id);
+        if let Some(metadata) = metadata.filter(reaches) {
+            let there = device.with_mmds(mmds, metadata.address());
+            device = there.map_err(BuildError::Event)?;
+        }
         specs.push(Spec {
             name: net_name(interface),
-            device: Box::new(network_device(index, interface)?),
+            device: Box::new(device),
             thread: interface.io_thread.clone(),
         });
     }
