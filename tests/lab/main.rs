@@ -2,6 +2,7 @@
 //!
 //! | file        | what is proved                                                                  |
 //! |-------------|---------------------------------------------------------------------------------|
+//! | `api`       | a VM by requests on a control socket alone                                       |
 //! | `balloon`   | a memory balloon, seen in the memory of the process                              |
 //! | `commands`  | shell commands in a guest, and what its toolbox holds                            |
 //! | `console`   | a virtio console in place of the serial port                                     |
@@ -22,6 +23,7 @@
 // Test code throughout: what is broken ends in a panic that says so.
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
+mod api;
 mod balloon;
 mod block;
 mod boots;
