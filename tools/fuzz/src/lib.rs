@@ -24,6 +24,7 @@
 //! | [`block`]     | block device, over files                                                       |
 //! | [`qcow2`]     | the same over images in QEMU's format                                           |
 //! | [`net`]       | network device, over a socket; headers and commands                               |
+//! | [`mmds`]      | the metadata service's connections, by frames of a guest's                        |
 //! | [`tap`]       | network device, at a tap                                                       |
 //! | [`vsock`]     | socket device, with programs of the host's                                      |
 //! | [`balloon`]   | balloon                                                                      |
@@ -50,6 +51,7 @@ pub mod console;
 pub mod document;
 pub mod entropy;
 pub mod http;
+pub mod mmds;
 pub mod mmio;
 pub mod net;
 pub mod pci;
