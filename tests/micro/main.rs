@@ -15,6 +15,7 @@
 //! | `terminal`  | a terminal is raw while the guest runs, and always given back                    |
 //! | `machine`   | pause and resume, several vCPUs, memory of the process                           |
 //! | `api`       | a VM by requests on its control socket: phases, states, events, signals, the socket |
+//! | `command`   | `tandem api` against a control socket                                             |
 //! | `bad_input` | one line that names the field, and an exit code, for all that is not right       |
 
 // Test code throughout: what is broken ends in a panic that says so.
@@ -23,6 +24,7 @@
 mod api;
 mod bad_input;
 mod boot;
+mod command;
 mod cpu;
 mod devices;
 mod exits;

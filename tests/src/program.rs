@@ -25,6 +25,15 @@ pub fn tandem_jailer() -> &'static Path {
     FOUND.get_or_init(|| program("tandem-jailer", "TANDEM_JAILER"))
 }
 
+/// The command-line program: `TANDEM`, or the one in the target directory that this test was built into.
+///
+/// # Panics
+/// There is none.
+pub fn tandem() -> &'static Path {
+    static FOUND: OnceLock<PathBuf> = OnceLock::new();
+    FOUND.get_or_init(|| program("tandem", "TANDEM"))
+}
+
 fn program(name: &str, variable: &str) -> PathBuf {
     find(name, variable)
         .unwrap_or_else(|reason| panic!("{reason}; run tools/test, which builds it"))
