@@ -9,10 +9,6 @@ NOT_TRIED = {
     ("GET", "/events"),
     ("DELETE", "/drives/{drive_id}"),
     ("DELETE", "/network-interfaces/{iface_id}"),
-    ("GET", "/mmds"),
-    ("PUT", "/mmds"),
-    ("PATCH", "/mmds"),
-    ("PUT", "/mmds/config"),
 }
 
 document = yaml.safe_load(open(sys.argv[1]))
