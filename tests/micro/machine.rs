@@ -45,6 +45,7 @@ pub fn build_with(code: &[u8], dir: &TempDir, change: impl FnOnce(&mut VmConfig)
         kernel_cache: dir.path().join("cache"),
         boot_timer: false,
         mmds: Default::default(),
+        confine: vmm::confine::unconfined,
     };
     let null: File = OpenOptions::new().write(true).open("/dev/null").unwrap();
     let output = Output::new(null);

@@ -16,6 +16,7 @@
 //! | `machine`   | pause and resume, several vCPUs, memory of the process                           |
 //! | `api`       | a VM by requests on its control socket: phases, states, events, signals, the socket |
 //! | `command`   | `tandem api` against a control socket                                             |
+//! | `seccomp`   | every thread has its filter, and a call that is not listed is named               |
 //! | `bad_input` | one line that names the field, and an exit code, for all that is not right       |
 
 // Test code throughout: what is broken ends in a panic that says so.
@@ -34,6 +35,7 @@ mod machine;
 mod mmio;
 mod pci;
 mod reconfigure;
+mod seccomp;
 mod serial;
 mod signals;
 mod terminal;

@@ -21,13 +21,14 @@ use devices::legacy::serial;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::confine::{Confine, Role};
 use crate::memory::THREAD_STACK;
 use crate::timeline::{Phase, Timeline};
 
 mod terminal;
 mod waking;
 
-pub use terminal::{RawTerminal, size as terminal_size};
+pub use terminal::{RawTerminal, restore as restore_terminal, size as terminal_size};
 pub use waking::WakingWriter;
 
 /// Bytes that wait for the writer at most before the guest waits.
@@ -83,6 +84,16 @@ impl Shared {
         state.bytes.extend_from_slice(bytes);
         Ok(bytes.len())
     }
+
+    /// Nothing is written any more, and nobody waits for it.
+    fn give_up(&self) {
+        let mut state = self.lock();
+        state.broken = true;
+        state.bytes = Vec::new();
+        state.tell_of_room();
+        drop(state);
+        self.drained.notify_all();
+    }
 }
 
 /// Where output goes, and the thread that writes it.
@@ -110,17 +121,23 @@ impl Output {
         }
     }
 
-    /// Starts the thread that writes. Once is enough.
+    /// Starts the thread that writes, which does `confine` first. Once is enough.
     ///
     /// # Errors
     /// The thread could not be started.
-    pub fn start(&mut self) -> io::Result<()> {
+    pub fn start(&mut self, confine: Confine) -> io::Result<()> {
         if let Some(file) = self.file.take() {
             let shared = self.shared.clone();
             let writer = thread::Builder::new()
                 .name("console".into())
                 .stack_size(THREAD_STACK)
-                .spawn(move || write_out(file, &shared))?;
+                .spawn(move || match confine(Role::Console) {
+                    Ok(()) => write_out(file, &shared),
+                    Err(error) => {
+                        log::error!("the console's thread cannot be confined: {error}");
+                        shared.give_up();
+                    }
+                })?;
             self.writer = Some(writer);
         }
         Ok(())
@@ -291,13 +308,7 @@ fn write_out(mut file: File, shared: &Shared) {
             log::warn!("cannot write the guest's console output: {error}");
         }
         if last || result.is_err() {
-            let mut state = shared.lock();
-            state.broken = true;
-            state.bytes = Vec::new();
-            state.tell_of_room();
-            drop(state);
-            shared.drained.notify_all();
-            return;
+            return shared.give_up();
         }
     }
 }

@@ -13,6 +13,7 @@
 //! | 70   | a request over the control socket stopped the machine                              |
 //! | 129, 130, 131, 143 | stopped by SIGHUP, SIGINT, SIGQUIT, SIGTERM without waiting for the guest any longer |
 //! | 134  | the VM process found itself broken and gave up (a bug: SIGABRT)                   |
+//! | 148  | a thread made a system call that its filter does not allow                         |
 //! | 152  | the configuration is not valid                                                    |
 //! | 153  | the command line is not valid                                                     |
 //!
@@ -20,12 +21,14 @@
 //! taking interrupts, as Linux does with `panic=-1` and SysRq-b; `reboot=f` looks the same. A panic so early that the guest
 //! had not yet set up an interrupt, or with `noapic`, looks like a reboot.
 //!
-//! 152 and 153 are Firecracker's; 130 and 143 are 128 plus the signal's number, as shells have it.
+//! 148, 152 and 153 are Firecracker's; 130 and 143 are 128 plus the signal's number, as shells have it.
 
 use std::fmt;
 
 /// Exit code: the host could not set up or run the machine.
 pub const HOST_ERROR: u8 = 1;
+/// Exit code: a thread made a system call that its filter does not allow.
+pub const BAD_SYSCALL: u8 = 148;
 /// Exit code: the configuration is not valid.
 pub const BAD_CONFIGURATION: u8 = 152;
 /// Exit code: the command line is not valid.
@@ -162,9 +165,9 @@ mod tests {
         ];
         let mut codes: Vec<u8> = ways.iter().map(ExitReason::code).collect();
         assert_eq!(codes, [0, 64, 65, 66, 67, 68, 69, 70, 130, 143]);
-        codes.extend([HOST_ERROR, BAD_CONFIGURATION, BAD_ARGUMENTS]);
+        codes.extend([HOST_ERROR, BAD_SYSCALL, BAD_CONFIGURATION, BAD_ARGUMENTS]);
         codes.sort_unstable();
         codes.dedup();
-        assert_eq!(codes.len(), 13);
+        assert_eq!(codes.len(), 14);
     }
 }

@@ -21,6 +21,7 @@
 //! | [`events`]  | what happens to a VM, told to whoever listens                                  |
 //! | [`run`]     | the main thread's event loop: signals, requests, input, the machine's end      |
 //! | [`timeline`]| when each phase of a boot was reached, in wall and CPU time                    |
+//! | [`confine`] | what each thread gives up before its work                                      |
 //! | [`exit`]    | how a machine can end, with the exit code of each way                          |
 //! | [`probe`]   | what this host's KVM can do, found by running a probe guest                    |
 //!
@@ -29,6 +30,7 @@
 pub mod acpi;
 pub mod bzimage;
 pub mod config;
+pub mod confine;
 pub mod console;
 pub mod control;
 pub mod cpu;

@@ -29,6 +29,7 @@ impl Fixture {
                 kernel_cache: dir.path().into(),
                 boot_timer: false,
                 mmds: Default::default(),
+                confine: vmm::confine::unconfined,
             },
             grace: Duration::ZERO,
             timeline: Arc::new(Timeline::new(Start::now(), Launch::default())),

@@ -42,6 +42,7 @@ impl Echo {
                 kernel_cache: "/nonexistent".into(),
                 boot_timer: false,
                 mmds: Default::default(),
+                confine: vmm::confine::unconfined,
             },
             grace: Duration::ZERO,
             timeline: Arc::new(Timeline::new(Start::now(), Launch::default())),

@@ -32,6 +32,7 @@ Exit codes:
    69  the devices were lost
    70  stopped by a request
   128+N  stopped by signal N before the guest had switched itself off
+  148  a thread made a system call that its seccomp filter does not allow
   152  the configuration is not valid
   153  the command line is not valid"
 )]
@@ -72,9 +73,19 @@ pub struct Args {
     #[arg(long, default_value = "anonymous-instance", value_parser = instance_id, verbatim_doc_comment)]
     pub id: String,
 
-    /// Run without a seccomp filter; this version has none
-    #[arg(long)]
+    /// Run with seccomp filters, which let each thread make the system calls that it
+    /// needs and no others
+    #[arg(long, verbatim_doc_comment)]
+    pub seccomp: bool,
+
+    /// Run without seccomp filters, as without --seccomp and --seccomp-filter
+    #[arg(long, conflicts_with_all = ["seccomp", "seccomp_filter"])]
     pub no_seccomp: bool,
+
+    /// Seccomp filters in place of the built-in ones: a file that `tandem-seccomp
+    /// compile` has made
+    #[arg(long, value_name = "PATH", verbatim_doc_comment)]
+    pub seccomp_filter: Option<PathBuf>,
 
     /// Append the log to this file or FIFO [default: standard error]
     #[arg(long, value_name = "PATH")]

@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::sync::{OnceLock, PoisonError, RwLock};
 use std::thread;
 use std::time::{Duration, SystemTime};
@@ -12,6 +13,8 @@ use devices::utc::Utc;
 use log::{LevelFilter, Log, Metadata, Record};
 use vmm::config::LoggerConfig;
 use vmm::console::append_to;
+
+use crate::sandbox;
 
 /// How the log looks and where it goes.
 #[derive(Default)]
@@ -65,7 +68,8 @@ impl Logger {
     fn change(&self, config: &LoggerConfig) -> io::Result<LevelFilter> {
         let file = config.log_path.as_deref().map(append_to).transpose()?;
         let mut look = self.look.write().unwrap_or_else(PoisonError::into_inner);
-        if file.is_some() {
+        if let Some(log) = &file {
+            sandbox::tell_in(log.as_raw_fd());
             look.file = file;
         }
         if let Some(level) = config.level {

@@ -5,6 +5,7 @@
 //! | `args`     | the command line                                                          |
 //! | `logger`   | the log: format, level, destination                                       |
 //! | `session`  | from arguments to the guest's end                                         |
+//! | `sandbox`  | what the process gives up before the guest runs                           |
 //! | `report`   | the boot timeline as JSON                                                 |
 //!
 //! Standard output carries the guest's serial port and nothing else. Messages of this program go to standard
@@ -13,6 +14,7 @@
 mod args;
 mod logger;
 mod report;
+mod sandbox;
 mod session;
 
 use std::fmt::Display;

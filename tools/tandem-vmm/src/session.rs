@@ -11,6 +11,7 @@ use api_server::http::{BindError, Limits, Outbox, Server};
 use api_server::routes::Api;
 use devices::mmds::{Mmds, StoreError};
 use vmm::config::{LoggerConfig, MetricsConfig, VmConfig};
+use vmm::confine::Confine;
 use vmm::control::{Reload, Setup, StartError, Vmm, in_one_line};
 use vmm::exit::{self, ExitReason};
 use vmm::machine::Host;
@@ -18,6 +19,7 @@ use vmm::run::{self, RunError, Subscriber};
 use vmm::timeline::{Launch, Phase, Report, Start, Timeline};
 
 use crate::args::Args;
+use crate::sandbox::{self, SandboxError};
 use crate::{logger, report};
 
 /// Why there was no guest, or none to the end.
@@ -51,6 +53,9 @@ pub enum Failure {
     /// Descriptors for signals and events are not to be had.
     #[error("cannot have signals and events as descriptors")]
     Signals(#[source] io::Error),
+    /// The process cannot be confined.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// The control socket cannot be had.
     #[error("--api-sock")]
     Socket(#[from] BindError),
@@ -72,6 +77,7 @@ impl Failure {
             | Self::Metadata(..)
             | Self::MetadataRefused(..)
             | Self::Output { .. } => exit::BAD_CONFIGURATION,
+            Self::Sandbox(error) => error.exit_code(),
             Self::Start(error) => error.exit_code(),
             Self::Signals(_) | Self::Socket(_) | Self::Run(_) => exit::HOST_ERROR,
         }
@@ -96,11 +102,12 @@ pub fn run(args: &Args, start: Start) -> Result<ExitReason, Failure> {
     // Opened now: a guest that ran for days shall not end with "cannot write". What is there stays until there is more to say.
     let timeline_file = args.boot_timeline.as_deref().map(open_report).transpose()?;
 
+    let confine = sandbox::start(args)?;
     let mmds = Mmds::new(args.mmds_size_limit());
     if let Some(path) = &args.metadata {
         read_metadata(path, &mmds)?;
     }
-    let setup = setup(args, timeline.clone(), mmds);
+    let setup = setup(args, timeline.clone(), mmds, confine);
     let vmm = Vmm::new(setup).map_err(Failure::Signals)?;
     let vmm = Arc::new(Mutex::new(vmm));
     let server = args.api_socket().map(|path| serve(path, args, &vmm));
@@ -156,7 +163,7 @@ fn configure(vmm: &Mutex<Vmm>, args: &Args, config: Option<VmConfig>) -> Result<
 }
 
 /// What the VM has of this process.
-fn setup(args: &Args, timeline: Arc<Timeline>, mmds: Mmds) -> Setup {
+fn setup(args: &Args, timeline: Arc<Timeline>, mmds: Mmds, confine: Confine) -> Setup {
     let reload = args.config_file.clone().map(|path| -> Reload {
         Box::new(move || read_config(&path).map_err(|failure| in_one_line(&failure)))
     });
@@ -168,6 +175,7 @@ fn setup(args: &Args, timeline: Arc<Timeline>, mmds: Mmds) -> Setup {
             kernel_cache: args.kernel_cache(),
             boot_timer: args.boot_timer || args.boot_timeline.is_some(),
             mmds,
+            confine,
         },
         grace: args.stop_timeout,
         timeline,

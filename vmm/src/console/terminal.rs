@@ -13,13 +13,12 @@ static BEFORE: OnceLock<libc::termios> = OnceLock::new();
 static RAW: AtomicBool = AtomicBool::new(false);
 
 /// Signals that end the process on the spot.
-const FATAL: [libc::c_int; 6] = [
+const FATAL: [libc::c_int; 5] = [
     libc::SIGABRT,
     libc::SIGBUS,
     libc::SIGFPE,
     libc::SIGILL,
     libc::SIGSEGV,
-    libc::SIGSYS,
 ];
 
 /// Standard input as a raw terminal, for as long as the value lives.
@@ -86,8 +85,9 @@ fn make_raw() -> io::Result<()> {
 }
 
 /// Puts the terminal back as it was, if it is raw and still this process's: a shell that has taken it over has put its own
-/// settings in place, and would stop whoever changes them. Safe in a signal handler.
-fn restore() {
+/// settings in place, and would stop whoever changes them. Safe in a signal handler, and for those that the program
+/// installs.
+pub fn restore() {
     if RAW.swap(false, Ordering::SeqCst)
         && in_foreground()
         && let Some(before) = BEFORE.get()

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use super::*;
+use crate::confine::unconfined;
 use crate::timeline::Start;
 
 fn pipe() -> (File, File) {
@@ -13,7 +14,7 @@ fn pipe() -> (File, File) {
 
 fn started(file: File) -> Output {
     let mut output = Output::new(file);
-    output.start().unwrap();
+    output.start(unconfined).unwrap();
     output
 }
 

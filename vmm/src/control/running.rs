@@ -90,7 +90,7 @@ impl Running {
         let started = running.machine.start();
         started.map_err(StartError::io("start the vCPUs' threads"))?;
         for output in &mut running.outputs {
-            let started = output.start();
+            let started = output.start(setup.host.confine);
             started.map_err(StartError::io("start the console's thread"))?;
         }
         running.tell_state();

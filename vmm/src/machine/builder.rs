@@ -26,6 +26,7 @@ use super::vcpu::{Buses, Shared, Vcpu};
 use super::{InputSink, Machine, mmio, pci, specs};
 use crate::bzimage::KernelCache;
 use crate::config::{ConfigError, Transport, VmConfig};
+use crate::confine::Confine;
 use crate::console::Output;
 use crate::cpu::{self, Template, Topology};
 use crate::kernel;
@@ -43,6 +44,8 @@ pub struct Host {
     pub boot_timer: bool,
     /// What the guest reads from the metadata service, if an interface reaches it.
     pub mmds: Mmds,
+    /// What each thread does first.
+    pub confine: Confine,
 }
 
 /// Builds one machine.
@@ -132,6 +135,7 @@ impl<'a> MachineBuilder<'a> {
             room: output.room(),
             timeline: self.timeline.clone(),
             memory,
+            confine: self.host.confine,
         });
         let mut waiting = Vec::with_capacity(topology.vcpus.into());
         for index in 0..topology.vcpus {

@@ -20,6 +20,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::gate::{Gate, Passage};
 use super::vcpu::Shared;
+use crate::confine::Role;
 use crate::exit::ExitReason;
 use crate::memory::THREAD_STACK;
 
@@ -93,7 +94,7 @@ impl IoThread {
             .stack_size(THREAD_STACK)
             .spawn({
                 let shared = shared.clone();
-                move || run(events, id, &shared.gate)
+                move || run(events, id, &shared)
             });
         let thread = spawned.inspect_err(|_| shared.gate.leave())?;
         Ok(Self {
@@ -132,8 +133,13 @@ impl Drop for Presence<'_> {
     }
 }
 
-fn run(mut events: EventManager<Loop>, id: SubscriberId, gate: &Gate) {
+fn run(mut events: EventManager<Loop>, id: SubscriberId, shared: &Shared) {
+    let gate = &shared.gate;
     let _presence = Presence(gate);
+    if let Err(error) = (shared.confine)(Role::Io) {
+        let detail = format!("their thread cannot be confined: {error}");
+        return gate.end(ExitReason::DevicesLost { detail });
+    }
     loop {
         let turn = events.subscriber_mut(id).map(|devices| {
             if let Some(detail) = devices.lost.take() {

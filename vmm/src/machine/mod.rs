@@ -46,6 +46,7 @@ use devices::virtio::console::Input;
 use devices::virtio::{Backend, Counters, SharedWorker, Update, UpdateError};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::confine::{Confine, Role};
 use crate::events::Event;
 use crate::exit::ExitReason;
 use crate::kick;
@@ -137,10 +138,10 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Starts the threads of vCPUs and devices and lets the guest run.
+    /// Starts the threads of vCPUs and devices, confines the calling thread as [`Role::Main`], and lets the guest run.
     ///
     /// # Errors
-    /// A thread could not be started; the machine is then stopped.
+    /// A thread could not be started, or this one not be confined; the machine is then stopped.
     pub fn start(&mut self) -> io::Result<()> {
         vcpu::install_kick_handler()?;
         for vcpu in self.waiting.drain(..) {
@@ -164,8 +165,15 @@ impl Machine {
             let thread = IoThread::start(name, served, self.shared.clone())?;
             self.io.push(thread);
         }
+        // After the threads, which would have both filters else, and look at both at every call.
+        (self.shared.confine)(Role::Main)?;
         self.shared.gate.open();
         Ok(())
+    }
+
+    /// What threads of the machine's owner are to do first.
+    pub fn confine(&self) -> Confine {
+        self.shared.confine
     }
 
     /// Stops all vCPUs where they are, and device work between two pieces; returns when nothing of it runs.

@@ -17,6 +17,7 @@ use vmm_sys_util::signal::{register_signal_handler, unblock_signal};
 use super::fault;
 use super::gate::{Gate, Passage};
 use super::reset;
+use crate::confine::{Confine, Role};
 use crate::console::Room;
 use crate::exit::{ExitReason, PanicSign};
 use crate::kick;
@@ -60,6 +61,8 @@ pub struct Shared {
     pub room: Room,
     pub timeline: Arc<Timeline>,
     pub memory: GuestMemory,
+    /// What each thread does first.
+    pub confine: Confine,
 }
 
 /// One vCPU and all that its thread needs.
@@ -125,7 +128,14 @@ impl Vcpu {
                 self.index
             );
         }
-        if let Some(reason) = self.run_until_over() {
+        let over = match (shared.confine)(Role::Vcpu) {
+            Ok(()) => self.run_until_over(),
+            Err(error) => Some(ExitReason::VcpuLost {
+                vcpu: self.index,
+                detail: format!("its thread cannot be confined: {error}"),
+            }),
+        };
+        if let Some(reason) = over {
             log::debug!("vCPU {}: {reason}", self.index);
             shared.gate.end(reason);
         }
