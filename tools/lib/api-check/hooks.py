@@ -22,6 +22,9 @@ INTERFACES = ["eth0", "eth1"]
 KERNEL, IMAGES = "/guest", ["/root.img", "/data.img", "/other.img"]
 # Actions that would leave the phase that is tried.
 ENDS = os.environ["TANDEM_API_LEAVE_OUT"].split()
+# Removals of each kind that are tried: with a guest that does not answer, each takes its time.
+REMOVALS = collections.Counter()
+MOST_REMOVALS = int(os.environ["TANDEM_API_REMOVALS"])
 
 
 def connect(self):
@@ -44,7 +47,10 @@ def before_call(context, case, kwargs):
     chance = zlib.crc32(repr((body, path)).encode("utf-8", "surrogatepass"))
     for name, known in (("drive_id", DRIVES), ("iface_id", INTERFACES)):
         if name in path:
-            if chance % 4 > 0:
+            if case.method == "DELETE":
+                REMOVALS[name] += 1
+                path[name] = known[1] if REMOVALS[name] <= MOST_REMOVALS else "none_of_them"
+            elif chance % 4 > 0:
                 path[name] = known[chance // 4 % len(known)]
             if isinstance(body, dict) and chance % 8 > 0:
                 body[name] = path[name]

@@ -4,7 +4,7 @@ import sys
 
 import yaml
 
-# Streams without an end, which schemathesis would wait for, and what is still to come.
+# Streams without an end, which schemathesis would wait for, and removals: they are tried, but whether one succeeds is up to the guest.
 NOT_TRIED = {
     ("GET", "/events"),
     ("DELETE", "/drives/{drive_id}"),
