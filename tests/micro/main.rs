@@ -15,6 +15,9 @@
 //! | `terminal`  | a terminal is raw while the guest runs, and always given back                    |
 //! | `machine`   | pause and resume, several vCPUs, memory of the process                           |
 //! | `api`       | a VM by requests on its control socket: phases, states, events, signals, the socket |
+//! | `api_races` | requests at the same time as others, as the start, as signals                     |
+//! | `api_clients` | clients that leave, are killed, flood it or send nonsense                         |
+//! | `api_phases` | requests at random, held against a model of the phases                           |
 //! | `command`   | `tandem api` against a control socket                                             |
 //! | `seccomp`   | every thread has its filter, and a call that is not listed is named               |
 //! | `bad_input` | one line that names the field, and an exit code, for all that is not right       |
@@ -23,6 +26,9 @@
 #![allow(clippy::expect_used, clippy::panic, clippy::unwrap_used)]
 
 mod api;
+mod api_clients;
+mod api_phases;
+mod api_races;
 mod bad_input;
 mod boot;
 mod command;

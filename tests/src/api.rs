@@ -27,7 +27,11 @@ impl Api {
         &self.path
     }
 
-    fn connect(&self) -> UnixStream {
+    /// A connection, for what no well-behaved client does. Reading from it takes [`patience`] at most.
+    ///
+    /// # Panics
+    /// There is no socket.
+    pub fn connect(&self) -> UnixStream {
         let deadline = Instant::now() + patience();
         loop {
             match UnixStream::connect(&self.path) {
