@@ -157,6 +157,24 @@ impl Running {
         }
     }
 
+    /// Takes what is there on its standard output, and tells whether `line` was in it by now.
+    pub fn has_said(&mut self, line: &str) -> Result<bool, Failure> {
+        loop {
+            let fds = [Some(self.stdout.as_fd()), None, None];
+            let [out, ..] = sys::readable(fds, Duration::ZERO).map_err(failed("watch it"))?;
+            if out && read_some(&mut self.stdout, &mut self.output)? == 0 {
+                return Err(format!("it is over; {}", self.last_words()).into());
+            }
+            let found = self
+                .output
+                .windows(line.len())
+                .any(|piece| piece == line.as_bytes());
+            if found || !out {
+                return Ok(found);
+            }
+        }
+    }
+
     /// What it had used, once [`watch`](Self::watch) has seen its end.
     pub fn wait(&mut self) -> Result<(ExitStatus, Ended), Failure> {
         let ended = sys::wait(self.pid).map_err(failed("wait for it"))?;

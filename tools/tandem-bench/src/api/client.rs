@@ -1,9 +1,11 @@
-//! A client of one request: `GET /`, over and over.
+//! A client: `GET /`, over and over, and what it takes to have a guest.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
+
+use serde_json::Value;
 
 /// What is asked.
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n\r\n";
@@ -32,6 +34,17 @@ impl Client {
     /// Asks.
     pub fn ask(&mut self) -> io::Result<()> {
         self.stream.write_all(REQUEST)
+    }
+
+    /// Has something done.
+    pub fn done(&mut self, method: &str, path: &str, body: &Value) -> io::Result<()> {
+        let body = body.to_string();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        self.stream.write_all(request.as_bytes())?;
+        self.answer()
     }
 
     /// Takes the answer, which must be one that says yes.

@@ -1,8 +1,9 @@
 //! `api`: a VMM's control socket. How soon and at what cost there is a first answer, and how fast are all others?
 //!
-//! [`sample`] starts one VMM and puts it under load, [`client`] asks it, [`report`] makes the table and the JSON document.
+//! [`sample`] starts one VMM and puts it under load, [`guest`] gives it a guest, [`client`] asks it, [`report`] makes the table and the JSON document.
 
 mod client;
+mod guest;
 mod report;
 mod sample;
 
@@ -10,6 +11,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use self::guest::Guest;
 use self::report::{Report, Results};
 use self::sample::Load;
 use crate::binary::Program;
@@ -31,6 +33,11 @@ threads by then. Then one VMM after the other is asked, in rounds: over one
 connection; over a new one for each request; and over several at once, each
 with one request at a time, by a client of one thread.
 
+With --guest there is none of this, and one guest of one vCPU in each round
+instead. GET / is asked over a kept connection, 2 ms after the answer before:
+before its start, while it boots, while fio in it reads and writes its disk at
+random (depth 32), and while it is paused. tools/bench runs this where /dev/kvm is complete.
+
 Kinds of VMM: tandem, firecracker (others have no API of this kind).
 
 Exit codes: 0, 1 if a VMM failed, 2 if nothing could be measured, 130 if
@@ -51,6 +58,18 @@ pub struct Args {
     /// Connections at once for the rate (Firecracker has 10)
     #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     connections: u32,
+
+    /// Ask while there is a guest that boots, uses its disk, and is paused
+    #[arg(long)]
+    guest: bool,
+
+    /// Kernel of that guest, an ELF file [default: Debian's 6.12 cloud kernel]
+    #[arg(long, value_name = "VMLINUX", requires = "guest")]
+    kernel: Option<PathBuf>,
+
+    /// Its initrd, with fio [default: the tests' toolbox]
+    #[arg(long, value_name = "FILE", requires = "guest")]
+    initrd: Option<PathBuf>,
 
     /// A VMM to compare with; NAME tells its kind, or else the file's name does
     #[arg(long = "vmm", value_name = "NAME=PATH")]
@@ -94,8 +113,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         contenders.push(Contender::new(vmm, dir)?);
     }
     let mut random = Random::new(seed);
-    let complete =
-        starts(args, &mut random, &mut contenders) && loads(args, &mut random, &mut contenders);
+    let complete = match args.guest {
+        true => {
+            let guest = Guest::new(&stage, args.kernel.as_deref(), args.initrd.as_deref())?;
+            guests(args, &guest, &mut random, &mut contenders)
+        }
+        false => {
+            starts(args, &mut random, &mut contenders) && loads(args, &mut random, &mut contenders)
+        }
+    };
     let mut vmms: Vec<Results> = contenders
         .into_iter()
         .map(|contender| contender.results)
@@ -111,6 +137,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         rounds: args.rounds,
         requests: args.requests,
         connections: args.connections,
+        guest: args.guest,
         interrupted: !complete,
         environment: Environment::here(),
         vmms,
@@ -210,6 +237,24 @@ fn loads(args: &Args, random: &mut Random, contenders: &mut [Contender]) -> bool
                     return vmm.load(few, args.connections, &mut Load::default());
                 }
                 vmm.load(args.requests, args.connections, &mut results.load)
+            });
+            if !go_on {
+                return false;
+            }
+        }
+    }
+    true
+}
+
+/// Has every VMM run a guest, in rounds. False: a signal came.
+fn guests(args: &Args, guest: &Guest, random: &mut Random, contenders: &mut [Contender]) -> bool {
+    let mut order: Vec<usize> = (0..contenders.len()).collect();
+    for _ in 0..args.rounds {
+        random.shuffle(&mut order);
+        for &index in &order {
+            let go_on = contenders[index].attempt(|program, dir, results| {
+                let (mut vmm, _) = sample::Vmm::start(program, dir)?;
+                guest.ask(&mut vmm, args.requests, &mut results.guest)
             });
             if !go_on {
                 return false;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::guest::Latencies;
 use super::sample::{Load, Start};
 use crate::binary::Program;
 use crate::environment::Environment;
@@ -34,6 +35,8 @@ pub struct Report {
     pub requests: u32,
     /// Connections at once for the rate.
     pub connections: u32,
+    /// With a guest: then there are its latencies and nothing else.
+    pub guest: bool,
     /// It was stopped before its time.
     pub interrupted: bool,
     /// What it was measured on.
@@ -57,6 +60,8 @@ pub struct Results {
     pub starts: Vec<Start>,
     /// Answers.
     pub load: Load,
+    /// Answers while there is a guest.
+    pub guest: Latencies,
     /// Why there is no more.
     pub failure: Option<String>,
 }
@@ -64,6 +69,31 @@ pub struct Results {
 /// Something that is compared: key, title, samples.
 type Measure = (&'static str, &'static str, fn(&Results) -> Vec<f64>);
 
+/// With a guest.
+const WITH_GUEST: [Measure; 4] = [
+    (
+        "before_us",
+        "GET / before the guest is started, us (what the host itself takes)",
+        |results| micros(&results.guest.before_ns),
+    ),
+    (
+        "boots_us",
+        "GET / while the guest boots, us (aim: p99 below 2000)",
+        |results| micros(&results.guest.boots_ns),
+    ),
+    (
+        "disk_us",
+        "GET / while the guest reads and writes its disk, us (aim: p99 below 2000)",
+        |results| micros(&results.guest.disk_ns),
+    ),
+    (
+        "paused_us",
+        "GET / while the guest is paused, us (aim: p99 below 2000)",
+        |results| micros(&results.guest.paused_ns),
+    ),
+];
+
+/// Without one.
 const MEASURES: [Measure; 8] = [
     (
         "connected_ms",
@@ -151,13 +181,14 @@ impl Results {
             summary: BTreeMap::new(),
             starts: Vec::new(),
             load: Load::default(),
+            guest: Latencies::default(),
             failure,
         }
     }
 
     /// Fills in the statistics.
     pub fn summarize(&mut self) {
-        for (key, _, samples) in &MEASURES {
+        for (key, _, samples) in MEASURES.iter().chain(&WITH_GUEST) {
             if let Some(summary) = Summary::of(&samples(self)) {
                 self.summary.insert(key, summary);
             }
@@ -168,10 +199,16 @@ impl Results {
 impl Report {
     /// For people.
     pub fn text(&self) -> String {
-        let mut text = format!(
-            "Control socket: {} starts, {} x {} requests of each kind, {} connections, in random order (seed {})\n",
-            self.starts, self.rounds, self.requests, self.connections, self.seed
-        );
+        let mut text = match self.guest {
+            true => format!(
+                "Control socket with a guest: {} guests of each VMM, {} requests in each state, in random order (seed {})\n",
+                self.rounds, self.requests, self.seed
+            ),
+            false => format!(
+                "Control socket: {} starts, {} x {} requests of each kind, {} connections, in random order (seed {})\n",
+                self.starts, self.rounds, self.requests, self.connections, self.seed
+            ),
+        };
         text += &format!("Host:   {}\n\n", self.environment.describe());
         text += &self.comparison().render();
         text.push('\n');
@@ -198,7 +235,8 @@ impl Report {
     fn comparison(&self) -> Table {
         let ratio = if self.vmms.len() > 1 { "ratio" } else { "" };
         let mut table = Table::new(&["n", "min", "p50", "p90", "p99", "max", ratio]);
-        for (key, title, _) in &MEASURES {
+        let measures: &[Measure] = if self.guest { &WITH_GUEST } else { &MEASURES };
+        for (key, title, _) in measures {
             table.title(*title);
             let baseline = self.vmms.first().and_then(|vmm| vmm.summary.get(key));
             for (index, results) in self.vmms.iter().enumerate() {
@@ -266,6 +304,7 @@ mod tests {
             rounds: 1,
             requests: 3,
             connections: 8,
+            guest: false,
             interrupted: false,
             environment: Environment::here(),
             vmms: vec![results("tandem", 1_000_000), results("other", 3_000_000)],

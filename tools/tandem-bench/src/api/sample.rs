@@ -46,7 +46,7 @@ pub struct Load {
 
 /// A VMM that answers.
 pub struct Vmm {
-    running: Running,
+    pub running: Running,
     pub socket: PathBuf,
 }
 
