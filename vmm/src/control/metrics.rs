@@ -1,7 +1,7 @@
 //! The devices' counters, as lines of JSON: `{"utc_timestamp_ms": N, "block_ID": {"reads": N, ...}, ...}`.
 //!
 //! A line is written each minute, on SIGUSR2 and at the end, as Firecracker does it (its `docs/metrics.md`). Counters count from
-//! the machine's start; a device that is busy with something long is left out of the line: the difference of two lines is what happened in between.
+//! the machine's start; of a device that is busy with something long, the line has what was known last: the difference of two lines is what happened in between.
 
 use std::fs::File;
 use std::io::{self, Write};

@@ -281,10 +281,7 @@ impl Running {
         }
         let counters = self.machine.counters();
         let balloon = counters.into_iter().find(|(name, _)| *name == "balloon");
-        let (_, statistics) = balloon.ok_or_else(|| RequestError::Update {
-            device: "balloon".into(),
-            error: UpdateError::Refused(updates::BUSY.into()),
-        })?;
+        let (_, statistics) = balloon.ok_or_else(no_balloon)?;
         Ok(Response::BalloonStatistics(statistics))
     }
 

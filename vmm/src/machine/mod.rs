@@ -35,7 +35,7 @@ mod vcpu;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -60,7 +60,7 @@ use io_thread::{IoDevice, IoThread};
 pub(crate) use specs::net_name;
 use vcpu::{Shared, Vcpu};
 
-/// How long devices that are busy with something else may take, all together, before their counters are left out.
+/// How long devices that are busy with something else may take, all together, before what they counted last has to do.
 const COUNTERS_PATIENCE: Duration = Duration::from_millis(20);
 
 /// A virtio device that is part of a machine.
@@ -74,6 +74,8 @@ struct Attached {
     worker: SharedWorker,
     /// The kick of each queue.
     kicks: Arc<[EventFd]>,
+    /// Its counters as they were when it was last asked.
+    counted: Mutex<Counters>,
 }
 
 impl Attached {
@@ -88,6 +90,7 @@ impl Attached {
             number,
             name: spec.name,
             thread: spec.thread,
+            counted: Mutex::new(device.counters()),
             worker: SharedWorker::new(device),
             kicks,
         })
@@ -104,6 +107,15 @@ impl Attached {
             });
         };
         self.worker.lock().watch(Box::new(watcher));
+    }
+
+    /// Its counters, or what they were when it was last asked if it is busy with something else for as long as `patience`.
+    fn counters(&self, patience: Duration) -> Counters {
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mut worker) = self.worker.lock_within(patience) {
+            *counted = worker.device().counters();
+        }
+        counted.clone()
     }
 
     /// What its transport is given of it.
@@ -273,7 +285,14 @@ impl Machine {
         };
         let mut worker = device.worker.lock_within(patience)?;
         let result = worker.device().update(update);
+        // Whoever asks next is to find the change, if it is busy with it by then.
+        let counters = worker.device().counters();
         drop(worker);
+        let mut counted = device
+            .counted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *counted = counters;
         // What the old limits held up may go on now; and whatever came of it, completions may have been taken meanwhile.
         for kick in device.kicks.iter() {
             // It fails only after 2^64 of them.
@@ -282,16 +301,13 @@ impl Machine {
         Some(result)
     }
 
-    /// What each virtio device has done so far, by its name, and the metadata service. One that is busy with something long is left out.
+    /// What each virtio device has done so far, by its name, and the metadata service. Of one that is busy with something long,
+    /// this is what it had done when it was last asked, or changed.
     pub fn counters(&self) -> Vec<(&str, Counters)> {
         let deadline = Instant::now() + COUNTERS_PATIENCE;
-        let of = |device: &Attached| {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let mut worker = device.worker.lock_within(left)?;
-            Some(worker.device().counters())
-        };
+        let left = || deadline.saturating_duration_since(Instant::now());
         let all = self.attached.iter();
-        let all = all.filter_map(|device| Some((device.name.as_str(), of(device)?)));
+        let all = all.map(|device| (device.name.as_str(), device.counters(left())));
         let mmds = self.mmds.iter().map(|mmds| ("mmds", mmds.counters()));
         all.chain(mmds).collect()
     }
