@@ -1,4 +1,4 @@
-//! The jail's directory: made anew, filled, and removed again if nothing comes of it.
+//! The jail's directory: made anew or found [`prepared`], filled, and emptied again of what was made if nothing comes of it.
 //!
 //! Everything below the base directory is reached by descriptors of directories that this program has opened or made itself, without
 //! following a symbolic link. Until the last step the jail is root's alone (mode 0700), so that nobody can change it meanwhile.
@@ -15,6 +15,7 @@ use std::rc::Rc;
 
 use crate::elf;
 use crate::failure::{Context, Failure};
+use crate::prepared::{self, Taken};
 use crate::sys;
 
 /// Devices that every jail has: `linux/miscdevice.h` and Documentation/admin-guide/devices.txt of the kernel.
@@ -97,7 +98,7 @@ pub fn open_existing(flag: &str, path: &Path, flags: libc::c_int) -> Result<Owne
     })
 }
 
-/// A jail. The directory is there until [`remove`](Self::remove).
+/// A jail. What was made of it is there until [`remove`](Self::remove).
 #[derive(Debug)]
 pub struct Jail {
     /// Its directory on the host, for messages.
@@ -107,13 +108,15 @@ pub struct Jail {
     owner: (u32, u32),
     /// What has been made, in its order: where, under which name, directory or not.
     made: Vec<(Rc<OwnedFd>, OsString, bool)>,
+    /// What was there before.
+    taken: Vec<Taken>,
 }
 
 impl Jail {
-    /// Makes the directory, with nothing in it. `owner` is whose it will be.
+    /// Makes the directory, with nothing in it, or takes one that is there for `program`. `owner` is whose it will be.
     ///
     /// # Errors
-    /// It exists; or the directories above it are not fit for jails.
+    /// It exists and is not prepared for this; or the directories above it are not fit for jails.
     pub fn make(
         base: &Path,
         program: &OsStr,
@@ -142,28 +145,70 @@ impl Jail {
         };
         let dir = Rc::new(dir);
         let path = parent.join(id);
-        let own = sys::make_dir(dir.as_fd(), OsStr::new(id), 0o755).map_err(|error| {
-            if error.kind() == io::ErrorKind::AlreadyExists {
-                return Failure::refused(format!(
-                    "--id: {} exists already; remove it if its machine is over, or give another id",
-                    path.display()
-                ));
+        let own = match sys::make_dir(dir.as_fd(), OsStr::new(id), 0o755) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return Self::take(&dir, path, OsStr::new(id), program, owner);
             }
-            Failure::host(
-                format!("--chroot-base-dir: cannot make {}", path.display()),
-                &error,
-            )
-        })?;
+            made => made.doing(|| format!("--chroot-base-dir: cannot make {}", path.display()))?,
+        };
         let own = Rc::new(own);
         let mut jail = Self {
             path,
             root: own.clone(),
             owner,
             made: vec![(dir, id.into(), true)],
+            taken: Vec::new(),
         };
         match jail.dir(&own, OsStr::new("root"), 0o700) {
             Ok(root) => jail.root = root,
             Err(error) => return Err(jail.give_up(error)),
+        }
+        Ok(jail)
+    }
+
+    /// A jail whose root somebody has made, and put files of the machine's into.
+    fn take(
+        dir: &OwnedFd,
+        path: PathBuf,
+        id: &OsStr,
+        program: &OsStr,
+        owner: (u32, u32),
+    ) -> Result<Self, Failure> {
+        let refused = |what: &str| {
+            Failure::refused(format!(
+                "--id: {} exists already, and {what}; remove it if its machine is over, or give another id",
+                path.display()
+            ))
+        };
+        let own = prepared::open(dir, id, owner.0).map_err(|what| refused(&what))?;
+        let inside = |what: String| refused(&format!("root in it {what}"));
+        let root = prepared::open(&own, OsStr::new("root"), owner.0).map_err(inside)?;
+        mounted_for_jails(root.as_fd(), &path.join("root"))?;
+        let taken = Taken::take(&root, owner.0).map_err(inside)?;
+        let jail = Self {
+            path: path.clone(),
+            root,
+            owner,
+            made: Vec::new(),
+            taken: vec![taken],
+        };
+        let mut names = vec![program.to_owned(), "dev".into()];
+        for before in ["", "."] {
+            let mut pid = OsString::from(before);
+            pid.push(program);
+            pid.push(".pid");
+            names.push(pid);
+        }
+        for name in names {
+            let there = prepared::has(&jail.root, &name);
+            if !matches!(there, Ok(false)) {
+                let _ = jail.remove();
+                let name = name.to_string_lossy();
+                return Err(refused(&match there {
+                    Err(error) => format!("root/{name} cannot be looked at: {error}"),
+                    Ok(_) => format!("has been used or holds what is made for it: root/{name}"),
+                }));
+            }
         }
         Ok(jail)
     }
@@ -196,9 +241,10 @@ impl Jail {
                 path.display()
             )
         };
-        let run = self
-            .dir(&root, OsStr::new("run"), 0o700)
-            .doing(|| make("run"))?;
+        let run = match self.dir(&root, OsStr::new("run"), 0o700) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.take_run(&path)?,
+            made => made.doing(|| make("run"))?,
+        };
         sys::set_owner(run.as_fd(), self.owner).doing(|| make("run"))?;
         let dev = self
             .dir(&root, OsStr::new("dev"), 0o755)
@@ -221,6 +267,22 @@ impl Jail {
             }
         }
         Ok(())
+    }
+
+    /// The directory `run` that came with a prepared root: the socket's place.
+    fn take_run(&mut self, path: &Path) -> Result<Rc<OwnedFd>, Failure> {
+        let take = || {
+            let run = prepared::open(&self.root, OsStr::new("run"), self.owner.0)?;
+            Ok((Taken::take(&run, self.owner.0)?, run))
+        };
+        let (taken, run) = take().map_err(|what: String| {
+            Failure::refused(format!(
+                "--id: {}/run exists already, and {what}; remove it",
+                path.display()
+            ))
+        })?;
+        self.taken.push(taken);
+        Ok(run)
     }
 
     /// Makes something to mount over: a directory or an empty file, with the directories above it. `target` is below the root.
@@ -269,20 +331,25 @@ impl Jail {
         sys::set_owner(self.root.as_fd(), self.owner)
     }
 
-    /// Removes all that was made. This process must not be in the mount namespace in which something was mounted over it.
+    /// Removes all that was made, and leaves what was there before as it was. This process must not be in the mount namespace in
+    /// which something was mounted over it.
     ///
     /// # Errors
-    /// The directory is still there.
+    /// Some of it is still there.
     pub fn remove(&self) -> io::Result<()> {
         let mut result = Ok(());
         for (dir, name, directory) in self.made.iter().rev() {
             let flags = if *directory { libc::AT_REMOVEDIR } else { 0 };
-            result = match sys::unlink(dir.as_fd(), name, flags) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-                _ => Ok(()),
-            };
+            match sys::unlink(dir.as_fd(), name, flags) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    result = result.and(Err(error));
+                }
+                _ => (),
+            }
         }
-        // The last is the jail's own directory; it goes only if all else has.
+        for taken in self.taken.iter().rev() {
+            result = result.and(taken.give_back());
+        }
         result
     }
 
@@ -378,6 +445,11 @@ fn fit(dir: BorrowedFd<'_>, path: &Path) -> Result<(), Failure> {
             "can be written to by others; take that from them (chmod go-w) or give another directory",
         ));
     }
+    mounted_for_jails(dir, path)
+}
+
+/// The directory's mount takes devices and programs.
+fn mounted_for_jails(dir: BorrowedFd<'_>, path: &Path) -> Result<(), Failure> {
     let flags = sys::mount_flags(dir)
         .doing(|| format!("--chroot-base-dir: cannot look at {}", path.display()))?;
     for (flag, name) in [
@@ -386,8 +458,9 @@ fn fit(dir: BorrowedFd<'_>, path: &Path) -> Result<(), Failure> {
         (libc::ST_NOEXEC, "noexec"),
     ] {
         if flags & flag != 0 {
-            return Err(refused(&format!(
-                "is on a file system that is mounted {name}; give a directory on another"
+            return Err(Failure::refused(format!(
+                "--chroot-base-dir: {} is on a file system that is mounted {name}; give a directory on another",
+                path.display()
             )));
         }
     }

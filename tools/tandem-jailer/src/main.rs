@@ -4,6 +4,7 @@
 //! |--------------|-------------------------------------------------------------------------------|
 //! | `args`       | the command line, which is Firecracker's                                      |
 //! | `jail`       | the jail's directory: made, filled, removed                                   |
+//! | `prepared`   | the same, where the caller has made it and put files into it                  |
 //! | `elf`        | whether the exec file can run without libraries                               |
 //! | `cgroup`     | control groups, versions 1 and 2                                              |
 //! | `limits`     | resource limits                                                               |
@@ -16,19 +17,21 @@
 //! 1. closes all descriptors but the standard ones, and reads the command line;
 //! 2. enters a mount namespace of its own, from which no mount event leaves;
 //! 3. opens what the command line names, following no symbolic link;
-//! 4. makes the jail and fills it: exec file, device nodes, `/run`;
+//! 4. makes the jail, or takes one that is prepared, and fills it: exec file, device nodes, `/run`;
 //! 5. makes the control group, and joins the network namespace;
 //! 6. makes the jail the root of the mount namespace (`pivot_root(2)`) and takes off all that was there before;
 //! 7. gives the jail to its user, then in the process to be: limits, control group, session, user, and `execve(2)` without environment.
 //!
-//! What fails before the last step removes what was made; the base directory and `<base>/<exec file>` stay.
+//! What fails before the last step removes what was made; the base directory and `<base>/<exec file>` stay, and so does all of a
+//! prepared jail: `<base>/<exec file>/<id>/root` with files of the machine's, real directories that only root or the machine's user
+//! can change, in which there is nothing yet of what the jailer makes (`run` may be there).
 //!
 //! # What a jail protects from
 //! A guest that has taken over its VM process finds itself as a user without capabilities and groups, in a file system that has nothing
 //! but the exec file, a few devices and what the operator put there; without a way to gain privileges by starting a program; with the
 //! limits of its control group, in its network namespace if it was given one, and with `--new-pid-ns` without a process that it could
 //! signal. Other users of the host cannot have the jailer follow, overwrite or give away files of the host's: links are not followed, and
-//! nothing that exists is used.
+//! of what exists only the directories of a prepared jail are used, taken from the machine's user for the time.
 //!
 //! # What it does not
 //! The host's kernel is one for all: KVM, tun and the system calls that the seccomp filters of the VM process leave are what a bug would
@@ -44,6 +47,7 @@ mod failure;
 mod jail;
 mod launch;
 mod limits;
+mod prepared;
 mod privileges;
 mod sys;
 

@@ -7,12 +7,12 @@ use std::process::Command;
 
 use crate::{Place, USER, remove_group};
 
-const REFUSED: i32 = 152;
+pub const REFUSED: i32 = 152;
 const BAD_ARGUMENTS: i32 = 153;
 const HOST_ERROR: i32 = 1;
 
 /// All below a directory, with owners and modes.
-fn all_of(dir: &Path) -> String {
+pub fn all_of(dir: &Path) -> String {
     let listed = Command::new("find")
         .arg(dir)
         .args(["-printf", "%p %y %U:%G %m %l\n"])
@@ -24,7 +24,7 @@ fn all_of(dir: &Path) -> String {
 impl Place {
     /// The jailer refuses, says why, and the jail is not there; neither is anything else that was not there before.
     #[track_caller]
-    fn nothing_is_made(&self, code: i32, more: &[&str], why: &str) {
+    pub fn nothing_is_made(&self, code: i32, more: &[&str], why: &str) {
         let _ = fs::create_dir(self.base().join("tandem-probe"));
         let before = all_of(self.dir.path());
         let line = self.refused(code, more);
@@ -63,20 +63,20 @@ fn names_that_lead_elsewhere_are_no_ids() {
 fn a_jail_that_exists_is_refused_and_left_alone() {
     let place = Place::new();
     let jail = place.base().join("tandem-probe").join(&place.id);
-    fs::create_dir_all(jail.join("root/run")).unwrap();
+    fs::create_dir_all(jail.join("root/dev")).unwrap();
     fs::write(jail.join("root/disk"), "x").unwrap();
     place.nothing_is_made(
         REFUSED,
         &[],
-        "exists already; remove it if its machine is over, or give another id",
+        "exists already, and has been used or holds what is made for it: root/dev; remove it if its machine is over, or give another id",
     );
     fs::remove_dir_all(&jail).unwrap();
     // Whatever it is.
     fs::write(&jail, "").unwrap();
-    place.nothing_is_made(REFUSED, &[], "exists already");
+    place.nothing_is_made(REFUSED, &[], "exists already, and is not a directory");
     fs::remove_file(&jail).unwrap();
     symlink("/nowhere", &jail).unwrap();
-    place.nothing_is_made(REFUSED, &[], "exists already");
+    place.nothing_is_made(REFUSED, &[], "exists already, and is not a directory");
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! |-----------|-----------------------------------------------------------------------------|
 //! | `inside`  | what the process in a jail is, as the kernel tells it                        |
 //! | `attacks` | what is refused, and that nothing is followed, changed or left               |
+//! | `prepared` | the same for a jail that is there already, with files in it                 |
 //! | `probe`   | (the program that is locked in)                                              |
 
 // Test code throughout: what is broken ends in a panic that says so.
@@ -11,6 +12,7 @@
 
 mod attacks;
 mod inside;
+mod prepared;
 
 use std::ffi::OsStr;
 use std::fs;
