@@ -92,7 +92,8 @@ pub enum Request {
     /// Writes a line of counters.
     FlushMetrics,
     /// Asks the guest to switch itself off, as Ctrl+Alt+Del does on a PC: by the power button, see
-    /// [`Machine::press_power_button`](crate::machine::Machine::press_power_button).
+    /// [`Machine::press_power_button`](crate::machine::Machine::press_power_button). One request is one press: what the guest does at
+    /// a second one is its own affair, so that it is for the client to ask again where nobody has listened yet.
     SendCtrlAltDel,
     /// Presses the power button, once.
     PowerButton,
