@@ -1,6 +1,7 @@
 //! fctools 0.6.0: hyper 1 with a pool of connections, serial console by pipes, files moved into the VM's environment.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use fctools::process_spawner::DirectProcessSpawner;
 use fctools::runtime::tokio::TokioRuntime;
@@ -12,15 +13,18 @@ use fctools::vm::models::{
 };
 use fctools::vm::shutdown::{VmShutdownAction, VmShutdownMethod};
 use fctools::vm::{Vm, VmState};
+use fctools::vmm::arguments::jailer::{JailerArguments, JailerCgroupVersion};
 use fctools::vmm::arguments::{VmmApiSocket, VmmArguments};
 use fctools::vmm::executor::VmmExecutor;
+use fctools::vmm::executor::jailed::{FlatVirtualPathResolver, JailedVmmExecutor};
 use fctools::vmm::executor::unrestricted::UnrestrictedVmmExecutor;
+use fctools::vmm::id::VmmId;
 use fctools::vmm::installation::VmmInstallation;
 use fctools::vmm::ownership::VmmOwnershipModel;
 use fctools::vmm::resource::system::ResourceSystem;
 use fctools::vmm::resource::{MovedResourceType, ResourceType};
 use tests::patience;
-use tests::program::tandem_vmm;
+use tests::program::{tandem_jailer, tandem_vmm};
 
 use crate::{FROM_GUEST, Tap, block_on, files};
 
@@ -197,4 +201,76 @@ fn fctools_drives_a_vm_from_start_to_end() {
     });
     let drive = std::fs::read(directory.path().join("drive")).expect("the drive");
     assert!(drive[512..].starts_with(FROM_GUEST.as_bytes()));
+}
+
+/// Who runs the machine in the jail: nobody that the lab knows.
+const USER: u32 = 30_078;
+
+/// Where jails can be made: a file system that takes device nodes, gone with the test.
+struct JailBase(tempfile::TempDir);
+
+impl JailBase {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "mode=755", "jails"])
+            .arg(dir.path())
+            .status();
+        assert!(mounted.expect("mount").success());
+        Self(dir)
+    }
+}
+
+impl Drop for JailBase {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
+    }
+}
+
+fn drives_a_jailed_vm(net: u8, change: impl FnOnce(JailerArguments) -> JailerArguments) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let base = JailBase::new();
+    let tap = Tap::of(net, Some(USER));
+    // The jailer takes no program that has a second name, as cargo gives those that it builds.
+    let vmm = base.0.path().join("tandem-vmm");
+    std::fs::copy(tandem_vmm(), &vmm).expect("a copy");
+    let id = format!("client{net}");
+    let jail = base.0.path().join("jails");
+    let root = jail.join("tandem-vmm").join(&id).join("root");
+    block_on(async {
+        let ownership = VmmOwnershipModel::Downgraded {
+            uid: USER,
+            gid: USER,
+        };
+        let mut resources = Resources::new(DirectProcessSpawner, TokioRuntime, ownership);
+        let configuration = configuration(
+            &mut resources,
+            directory.path(),
+            &tap,
+            "ttyS0",
+            MovedResourceType::Copied,
+        );
+        let arguments = VmmArguments::new(VmmApiSocket::Enabled("/run/api.sock".into()));
+        let jailer = JailerArguments::new(VmmId::new(id).expect("an id"))
+            .cgroup_version(JailerCgroupVersion::V2)
+            .chroot_base_dir(jail);
+        let executor = JailedVmmExecutor::new(arguments, change(jailer), FlatVirtualPathResolver);
+        let jailer = tandem_jailer().to_owned();
+        let installation = VmmInstallation::new(vmm, jailer.clone(), jailer);
+        let mut vm = Vm::prepare(executor, resources, installation, configuration)
+            .await
+            .expect("prepared");
+        drive(&mut vm, &tap, &root.join("drive")).await;
+    });
+    assert!(!root.exists(), "the client removes the jail");
+}
+
+#[test]
+fn fctools_drives_a_jailed_vm() {
+    drives_a_jailed_vm(4, |jailer| jailer);
+}
+
+#[test]
+fn fctools_drives_a_jailed_daemon_in_a_pid_namespace() {
+    drives_a_jailed_vm(5, |jailer| jailer.daemonize().exec_in_new_pid_ns());
 }

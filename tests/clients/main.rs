@@ -34,13 +34,20 @@ struct Tap {
 
 impl Tap {
     fn new(net: u8) -> Self {
+        Self::of(net, None)
+    }
+
+    /// A tap that `user` may open, if not root alone.
+    fn of(net: u8, user: Option<u32>) -> Self {
         let tap = Self {
             name: format!("client{net}"),
             net,
         };
         // What a run that was killed has left.
         let _ = tap.ip("link del").stderr(Stdio::null()).status();
-        for change in ["tuntap add mode tap dev", "link set up dev"] {
+        let user = user.map_or(String::new(), |user| format!(" user {user}"));
+        let add = format!("tuntap add mode tap{user} dev");
+        for change in [&add, "link set up dev"] {
             assert!(tap.ip(change).status().expect("ip").success(), "{change}");
         }
         let address = format!("address add 10.78.{net}.1/24 dev");
