@@ -37,7 +37,7 @@ fn busy() -> VmBuilder {
 
 #[test]
 fn every_thread_has_a_filter_and_can_gain_no_privileges() {
-    let vm = busy().arg("--seccomp").vcpus(2).start();
+    let vm = busy().vcpus(2).start();
     vm.wait_for("ready\n");
     let deadline = Instant::now() + patience();
     loop {

@@ -73,13 +73,9 @@ pub struct Args {
     #[arg(long, default_value = "anonymous-instance", value_parser = instance_id, verbatim_doc_comment)]
     pub id: String,
 
-    /// Run with seccomp filters, which let each thread make the system calls that it
+    /// Run without seccomp filters, which let each thread make the system calls that it
     /// needs and no others
-    #[arg(long, verbatim_doc_comment)]
-    pub seccomp: bool,
-
-    /// Run without seccomp filters, as without --seccomp and --seccomp-filter
-    #[arg(long, conflicts_with_all = ["seccomp", "seccomp_filter"])]
+    #[arg(long, conflicts_with = "seccomp_filter", verbatim_doc_comment)]
     pub no_seccomp: bool,
 
     /// Seccomp filters in place of the built-in ones: a file that `tandem-seccomp

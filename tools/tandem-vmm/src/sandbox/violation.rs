@@ -3,7 +3,9 @@
 //! The handler runs in place of the call, on the thread that made it, and may have come in the middle of anything:
 //! it allocates nothing, takes no lock, and makes the calls write(2), what gives a terminal back, and exit_group(2) only.
 //!
-//! The C library lets no signal through while a thread is being made or ends: there the kernel ends the process itself, as by SIGSYS.
+//! The C library lets no signal through where it makes a thread, ends one or signals one: there the kernel ends the process itself, by
+//! SIGSYS and without a word. What the library calls in these places is listed in the policy: clone(2) for main, which alone makes
+//! threads, and futex(2), munmap(2), rt_sigprocmask(2), exit(2) and tkill(2) for those that do it.
 
 use std::cell::Cell;
 use std::ffi::{c_int, c_void};
