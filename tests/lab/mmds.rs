@@ -180,7 +180,8 @@ fn several_queues_and_a_tap_that_is_down() {
         get(&mut shell, "/latest/meta-data/ami-id", ""),
         "ami-12345678"
     );
-    power_off(shell);
+    // No counters here: what the guest's kernel has sent elsewhere meanwhile, the tap has refused.
+    assert_eq!(shell.power_off().code, 0);
 }
 
 #[test]
