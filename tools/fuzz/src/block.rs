@@ -257,13 +257,13 @@ pub fn seeds() -> Vec<Seed> {
             Move::Host(vec![0, 0, 2, 0, 0]),
             read(100, &[512, 1]).offer(),
             Move::Kick(0),
-            Move::Update(vec![2, 0]),
+            Move::Update(vec![2, 0, 0]),
             read(100, &[512, 1]).offer(),
             Move::Kick(0),
-            Move::Update(vec![0, 0]),
+            Move::Update(vec![0, 0, 0]),
             read(100, &[512, 1]).offer(),
             Move::Kick(0),
-            Move::Update(vec![3]),
+            Move::Update(vec![3, 0]),
             Move::WriteConfig(32, vec![0]),
             write(5).offer(),
             flush().offer(),
@@ -276,7 +276,7 @@ pub fn seeds() -> Vec<Seed> {
     );
     let limited = [
         // One request in a second.
-        Move::Update(vec![2, 2, 0, 0, 0, 0, 1, 0, 232, 3]),
+        Move::Update(vec![2, 0, 2, 0, 0, 0, 0, 1, 0, 232, 3]),
         read(0, &[512, 1]).offer(),
         read(0, &[512, 1]).offer(),
         read(0, &[512, 1]).offer(),
