@@ -1,5 +1,6 @@
 //! firepilot 1.2.0: hyper 0.14, a process without streams, files copied to a directory per machine.
 
+use std::path::Path;
 use std::time::Instant;
 
 use firepilot::builder::drive::DriveBuilder;
@@ -11,10 +12,28 @@ use firepilot::machine::Machine;
 use tests::patience;
 use tests::program::tandem_vmm;
 
-use crate::{Tap, block_on, files, wait_for_guest};
+use crate::{Files, Tap, block_on, files, wait_for_guest};
 
-fn text(path: &std::path::Path) -> String {
+fn text(path: &Path) -> String {
     path.to_str().expect("UTF-8").to_owned()
+}
+
+/// A machine of that name with the kernel of `files`, whose own directory is to be in `machines`.
+fn configuration(name: &str, machines: &Path, files: &Files) -> Configuration {
+    let kernel = KernelBuilder::new()
+        .with_kernel_image_path(text(&files.kernel))
+        .with_initrd_path(text(&files.initrd))
+        .with_boot_args(files.boot_args.clone())
+        .try_build()
+        .expect("a kernel");
+    let executor = FirecrackerExecutorBuilder::new()
+        .with_chroot(text(machines))
+        .with_exec_binary(tandem_vmm().to_owned())
+        .try_build()
+        .expect("an executor");
+    Configuration::new(name.to_owned())
+        .with_kernel(kernel)
+        .with_executor(executor)
 }
 
 #[test]
@@ -22,15 +41,9 @@ fn firepilot_boots_pauses_resumes_and_stops_a_stock_kernel() {
     let directory = tempfile::tempdir().expect("a directory");
     let tap = Tap::new(1);
     let files = files(directory.path(), &tap);
-    let kernel = KernelBuilder::new()
-        .with_kernel_image_path(text(&files.kernel))
-        .with_initrd_path(text(&files.initrd))
-        .with_boot_args(files.boot_args)
-        .try_build()
-        .expect("a kernel");
     let drive = DriveBuilder::new()
         .with_drive_id("data".to_owned())
-        .with_path_on_host(files.drive)
+        .with_path_on_host(files.drive.clone())
         .try_build()
         .expect("a drive");
     let interface = NetworkInterfaceBuilder::new()
@@ -39,14 +52,7 @@ fn firepilot_boots_pauses_resumes_and_stops_a_stock_kernel() {
         .try_build()
         .expect("an interface");
     let machines = directory.path().join("machines");
-    let executor = FirecrackerExecutorBuilder::new()
-        .with_chroot(text(&machines))
-        .with_exec_binary(tandem_vmm().to_owned())
-        .try_build()
-        .expect("an executor");
-    let config = Configuration::new("pilot".to_owned())
-        .with_kernel(kernel)
-        .with_executor(executor)
+    let config = configuration("pilot", &machines, &files)
         .with_drive(drive)
         .with_interface(interface);
     let own = machines.join("pilot");
@@ -77,20 +83,7 @@ fn firepilot_kills_a_machine() {
     let directory = tempfile::tempdir().expect("a directory");
     let tap = Tap::new(2);
     let files = files(directory.path(), &tap);
-    let kernel = KernelBuilder::new()
-        .with_kernel_image_path(text(&files.kernel))
-        .with_initrd_path(text(&files.initrd))
-        .with_boot_args(files.boot_args)
-        .try_build()
-        .expect("a kernel");
-    let executor = FirecrackerExecutorBuilder::new()
-        .with_chroot(text(directory.path()))
-        .with_exec_binary(tandem_vmm().to_owned())
-        .try_build()
-        .expect("an executor");
-    let config = Configuration::new("killed".to_owned())
-        .with_kernel(kernel)
-        .with_executor(executor);
+    let config = configuration("killed", directory.path(), &files);
     let socket = directory.path().join("killed/firecracker.socket");
     block_on(async {
         let mut machine = Machine::new();
