@@ -4,6 +4,7 @@
 //! is put together piece by piece, from then on it runs. A request in the wrong phase is refused by name.
 
 pub use devices::mmds::StoreError;
+pub use devices::virtio::balloon::STATISTICS as BALLOON_STATISTICS;
 use devices::virtio::{Counters, UpdateError};
 use serde::Serialize;
 use serde_json::Value;

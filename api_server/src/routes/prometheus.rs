@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use vmm::request::Response;
+use vmm::request::{BALLOON_STATISTICS, Response};
 
 use super::answer::{Told, document as other};
 use crate::http;
@@ -24,27 +24,10 @@ pub fn document(told: Told) -> http::Response {
     }
 }
 
-/// Amounts, which can get less. All else only grows.
-const GAUGES: [&str; 18] = [
-    "target_pages",
-    "actual_pages",
-    "swap_in",
-    "swap_out",
-    "major_faults",
-    "minor_faults",
-    "free_memory",
-    "total_memory",
-    "available_memory",
-    "disk_caches",
-    "hugetlb_allocations",
-    "hugetlb_failures",
-    "oom_kill",
-    "alloc_stall",
-    "async_scan",
-    "direct_scan",
-    "async_reclaim",
-    "direct_reclaim",
-];
+/// Whether it is an amount, which can get less: the balloon's size, and what its driver tells. All else only grows.
+fn is_gauge(name: &str) -> bool {
+    ["target_pages", "actual_pages"].contains(&name) || BALLOON_STATISTICS.contains(&name)
+}
 
 fn text(counters: &[(String, Vec<(&'static str, u64)>)]) -> String {
     // The lines of one metric stand together.
@@ -56,7 +39,7 @@ fn text(counters: &[(String, Vec<(&'static str, u64)>)]) -> String {
     }
     let mut text = String::new();
     for (name, values) in metrics {
-        let (kind, suffix) = if GAUGES.contains(&name) {
+        let (kind, suffix) = if is_gauge(name) {
             ("gauge", "")
         } else {
             ("counter", "_total")

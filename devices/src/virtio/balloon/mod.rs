@@ -34,6 +34,7 @@ use super::{
 use pages::PAGE;
 use queues::{Queue, Role, Work};
 use requests::Counts;
+pub use statistics::STATISTICS;
 use statistics::Statistics;
 
 /// Feature bits (5.5.3), with those that all devices have.

@@ -5,7 +5,7 @@ use super::super::{Broken, Counters};
 
 /// Names by tag: those of 5.5.6.4, then those of newer drivers (`include/uapi/linux/virtio_balloon.h`). Amounts of memory are in
 /// bytes. The names are Firecracker's.
-const NAMES: [&str; 16] = [
+pub const STATISTICS: [&str; 16] = [
     "swap_in",
     "swap_out",
     "major_faults",
@@ -30,7 +30,7 @@ const MOST: u64 = 256;
 
 /// The numbers that came last.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Statistics([Option<u64>; NAMES.len()]);
+pub struct Statistics([Option<u64>; STATISTICS.len()]);
 
 impl Statistics {
     /// Takes what the driver has sent. Tags that are not known are left out, and so is an entry that is cut off.
@@ -53,7 +53,7 @@ impl Statistics {
 
     /// Those that have come.
     pub fn counters(&self) -> Counters {
-        let named = NAMES.iter().zip(&self.0);
+        let named = STATISTICS.iter().zip(&self.0);
         named
             .filter_map(|(name, value)| Some((*name, (*value)?)))
             .collect()
